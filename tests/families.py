@@ -34,8 +34,8 @@ def _rows():
         "gpt2": (tf.GPT2Config, _COMMON | dict(n_embd=32, n_layer=3, n_head=4, n_positions=64)),
         # one global and two local layers; the window (4) is shorter than the test prompts
         "gpt_neo": (tf.GPTNeoConfig, _COMMON | dict(
-            hidden_size=32, num_layers=3, num_heads=4, attention_types=[[["global", "local", "local"], 1]], window_size=4,
-            intermediate_size=40, max_position_embeddings=64)),
+            hidden_size=32, num_layers=3, num_heads=4, window_size=4,
+            attention_types=[[["global", "local", "local"], 1]], intermediate_size=40, max_position_embeddings=64)),
         "gptj": (tf.GPTJConfig, _COMMON | dict(n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4)),
         "gpt_neox": neox(use_parallel_residual=True),
         "gpt_neox_sequential": neox(use_parallel_residual=False),
@@ -81,7 +81,7 @@ def random_model(family, seed=0, **overrides):
 
 
 def _randomise(model, generator):
-    """Draw every parameter again: norm gains around their neutral value, biases non-zero, matrices of gain about 1.3."""
+    """Draw every parameter again: norm gains around neutral, biases away from zero, matrices of gain about 1.3."""
     zero_centred = model.config.model_type.startswith("gemma")          # gemma's norms multiply by (1 + weight)
     with torch.no_grad():
         for name, p in model.named_parameters():                        # tied parameters are listed once
