@@ -98,7 +98,7 @@ def chapter_file(master: Path, root: Path) -> Path:
 
 
 def execute(notebook: NotebookNode, name: str, cwd: Path) -> dict:
-    """Run the notebook in place, strictly, on one thread. Returns {"seconds", "memory_mb"}, without the kernel's start."""
+    """Run the notebook in place, strictly, on one thread. Returns {"seconds", "memory_mb"} after the start."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 

@@ -20,7 +20,7 @@ STUB = 'raise NotImplementedError("your turn")'
 
 LABEL = re.compile(r"[a-z0-9_-]{1,60}")
 CHECK_LINE = re.compile(r'(\w+) = check\("([^"]+)", (\w+)\)')
-CHECK_CALL = re.compile(r"\bcheck\(")
+CHECK_CALL = re.compile(r"\bcheck\([\"']")
 QUIZ_CALL = re.compile(r"^quiz\(", re.MULTILINE)
 QUESTION = re.compile(r"\bQuestion\(")
 REGION = re.compile(rf"^([ \t]*){BEGIN}\n.*?^[ \t]*{END}", re.MULTILINE | re.DOTALL)
@@ -85,8 +85,10 @@ def registered_works() -> dict:
     return papers.library()
 
 
-def read_master(path: Path, hints=registered_hints, works: dict | None = None) -> Chapter:
-    """Read and validate a master. `hints(name)` gives the hints of an exercise, `works` the papers that may be cited.
+def read_master(path: Path, hints=None, works: dict | None = None) -> Chapter:
+    """Read and validate a master.
+
+    `hints(name)` gives the hints of an exercise, `works` the papers that may be cited; the teaching layer's by default.
 
     Raises MasterError with every problem found, not just the first.
     """
@@ -96,7 +98,7 @@ def read_master(path: Path, hints=registered_hints, works: dict | None = None) -
     chapter = Chapter(path.stem, hashlib.sha256(text.encode()).hexdigest(), cells)
     chapter.works = registered_works() if works is None else works
     problems += heading_problems(chapter) + prose_problems(chapter)
-    chapter.exercises, exercise_problems = find_exercises(cells, hints)
+    chapter.exercises, exercise_problems = find_exercises(cells, hints or registered_hints)
     problems += exercise_problems
     if len(chapter.exercises) > MAX_EXERCISES:
         problems.append(f"{len(chapter.exercises)} exercises; at most {MAX_EXERCISES}, so split the chapter")

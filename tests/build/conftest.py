@@ -1,0 +1,125 @@
+"""A small chapter that exercises every part of the format, and a repository in a temporary folder to build it in."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mi_course.cli.build import build_chapter
+
+MASTER = '''\
+# %% [markdown]
+# # 09 Vocabulary projection
+# What a layer would say if it were the last one [@known2024]. ![a plot of a line](plot.png)
+
+# %% [markdown] label="objectives"
+# ## What you will be able to do
+# - read a prediction off any layer
+# - say where the lens misleads
+
+# %% label="setup"
+from IPython.display import HTML
+
+class Question:
+    def __init__(self, text, options):
+        self.text = text
+
+def quiz(questions):
+    print("asked", len(questions))
+
+def show(figure, alt):
+    return HTML(f'<img alt="{alt}" src="data:,">')
+
+def check(name, answer):
+    """Strict like the real one: raises unless the answer is right."""
+    assert answer(2) == 4, name
+    return answer
+
+# %% [markdown] exercise="projection.double" difficulty=2 minutes=8
+# ### Exercise: double a number
+# Write `double(x)`.
+
+# %%
+def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    y = x + x
+    return y
+    ### END SOLUTION
+
+# %%
+double = check("projection.double", double)
+
+# %% tags=["nbval-check-output"]
+print("double of 21:", double(21))
+
+# %%
+show(None, alt="a line going up")
+
+# %%
+quiz([
+    Question("one", [("a", "no"), ("b", "yes", True)]),
+    Question("two", [("a", "no"), ("b", "yes", True)]),
+    Question("three", [("a", "no"), ("b", "yes", True)]),
+])
+'''
+STEM = "09_vocabulary_projection"
+WORKS = {
+    "known2024": SimpleNamespace(authors="Known", year=2024, title="A known paper", url="https://example.org/known")
+}
+HINTS = ("think", "add", "y = x + ...")
+
+
+def stand_in(monkeypatch):
+    """Replace the registered hints and papers, so that these tests do not depend on any real chapter."""
+
+    def hints(name):
+        return {"projection.double": list(HINTS)}[name]
+
+    monkeypatch.setattr("mi_course.cli.master.registered_hints", hints)
+    monkeypatch.setattr("mi_course.cli.master.registered_works", lambda: WORKS)
+
+
+@pytest.fixture(autouse=True)
+def teaching_layer(monkeypatch):
+    stand_in(monkeypatch)
+
+
+def make_root(folder):
+    """A repository with one master, nothing built."""
+    (folder / "solutions").mkdir()
+    (folder / "chapters").mkdir()
+    (folder / "pyproject.toml").write_text("[project]\n")
+    (folder / "solutions" / f"{STEM}.py").write_text(MASTER)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_root(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory):
+    """The same repository, built; tests work on copies of it."""
+    folder = make_root(tmp_path_factory.mktemp("built"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stand_in(monkeypatch)
+        build_chapter(folder / "solutions" / f"{STEM}.py", folder)
+    return folder
+
+
+@pytest.fixture
+def master(root):
+    return root / "solutions" / f"{STEM}.py"
+
+
+@pytest.fixture
+def edit(master):
+    """edit(old, new): replace text in the master; the old text must be there."""
+
+    def replace(old, new):
+        text = master.read_text()
+        assert old in text
+        master.write_text(text.replace(old, new))
+
+    return replace
