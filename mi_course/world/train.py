@@ -1,0 +1,192 @@
+"""Train the lab models from a seed: `python -m mi_course.world.train lab` (or `lab-llama`). Resumes after an interruption.
+
+Muon for the hidden matrices and AdamW for the rest learn several times more per token here than AdamW alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from . import corpus, generate
+from .tokenizer import build_tokenizer, vocabulary
+
+BATCH_ROWS = 42  # rows of 96 tokens: 4,032 tokens a step
+MUON_LR, ADAM_LR, WEIGHT_DECAY = 1e-2, 3e-3, 0.01
+WARMUP = 100
+
+
+def new_model(name: str, seed: int):
+    """An untrained lab model: `lab` has GPT-2's architecture, `lab-llama` Llama's with grouped KV heads."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    v = vocabulary()
+    common = dict(
+        vocab_size=len(v),
+        bos_token_id=v.index("<bos>"),
+        eos_token_id=v.index("<eos>"),
+        pad_token_id=v.index("<pad>"),
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    if name == "lab":
+        # gelu_pytorch_tanh is GPT-2's gelu_new, computed in one kernel
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_positions=corpus.ROW,
+                n_embd=128,
+                n_layer=6,
+                n_head=4,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                activation_function="gelu_pytorch_tanh",
+                **common,
+            )
+        )
+    if name == "lab-llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=128,
+                intermediate_size=344,
+                num_hidden_layers=6,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=32,
+                max_position_embeddings=corpus.ROW,
+                **common,
+            )
+        )
+    raise ValueError(f"model {name!r} is unknown: use 'lab' or 'lab-llama'")
+
+
+def optimizers(model, muon_lr=MUON_LR, adam_lr=ADAM_LR):
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and ("h." in n or "layers." in n)]
+    ids = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    return [
+        torch.optim.Muon(hidden, lr=muon_lr, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
+    ]
+
+
+def batch_loss(model, ids, document, position):
+    """Mean cross-entropy of the next token. Documents packed into one row do not see each other."""
+    seen = (document[:, :, None] == document[:, None, :]) & (document[:, :, None] > 0)
+    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~(seen.tril()), torch.finfo(torch.bfloat16).min)[
+        :, None
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False).logits
+    target = torch.where((document[:, 1:] == document[:, :-1]) & (document[:, 1:] > 0), ids[:, 1:], -100)
+    return F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]).float(), target.reshape(-1), ignore_index=-100)
+
+
+def train(
+    name: str, out: Path, tokens: int, seed: int = 0, state: Path | None = None, publish: Path | None = None
+) -> dict:
+    """Train `name` on about `tokens` tokens and save it to `out`. `state` keeps what a resumed run needs."""
+    state = state or out.with_suffix(".state.pt")
+    world = generate.World(0)
+    weights = generate.domain_weights(world)
+    model = new_model(name, seed)
+    opts = optimizers(model)
+    base = [g["lr"] for o in opts for g in o.param_groups]
+    steps = tokens // (BATCH_ROWS * corpus.ROW)
+    step = chunk = 0
+    seen, dealt, seconds, log = Counter(), Counter(), 0.0, []
+    if state.exists():
+        saved = torch.load(state, weights_only=False)
+        model.load_state_dict(saved["model"])
+        for o, s in zip(opts, saved["optimizers"], strict=True):
+            o.load_state_dict(s)
+        step, chunk, seen, dealt, seconds, log = (
+            saved[k] for k in ("step", "chunk", "seen", "dealt", "seconds", "log")
+        )
+    bar = tqdm(total=steps, initial=step, desc=name, mininterval=10)
+    while step < steps:
+        started = time.time()
+        data = corpus.make_chunk(world, chunk + 1000 * seed, weights)
+        seen, dealt, chunk = seen + data.tokens, dealt + data.dealt, chunk + 1
+        rows = [torch.from_numpy(a) for a in (data.ids, data.document, data.position)]
+        for i in range(0, len(data.ids) - BATCH_ROWS + 1, BATCH_ROWS):
+            if step >= steps:
+                break
+            # warm up, hold, decay linearly over the second half
+            factor = min(1.0, (step + 1) / WARMUP, 2 * (steps - step) / steps)
+            for g, lr in zip((g for o in opts for g in o.param_groups), base, strict=True):
+                g["lr"] = lr * max(factor, 0.02)
+            loss = batch_loss(model, *(a[i : i + BATCH_ROWS] for a in rows))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for o in opts:
+                o.step()
+                o.zero_grad(set_to_none=True)
+            step += 1
+            bar.update()
+            if step % 100 == 0:
+                log.append((step, loss.item()))
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+        seconds += time.time() - started
+        partial = state.with_suffix(".tmp")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in opts],
+                "step": step,
+                "chunk": chunk,
+                "seen": seen,
+                "dealt": dealt,
+                "seconds": seconds,
+                "log": log,
+            },
+            partial,
+        )
+        partial.replace(state)  # an interruption never leaves half a file
+        if publish and chunk % 4 == 0:
+            save(model, publish)
+    bar.close()
+    save(model, out)
+    record = {
+        "seed": seed,
+        "steps": step,
+        "tokens_seen": int(sum(seen.values())),
+        "seconds": round(seconds),
+        "tokens_by_domain": dict(seen),
+        "dials": {"|".join(map(str, k)): n for k, n in sorted(dealt.items(), key=str)},
+        "loss": log,
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=1))
+    return record
+
+
+def save(model, out: Path) -> None:
+    """A plain Hugging Face folder: config, safetensors, tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    build_tokenizer().save_pretrained(out)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=["lab", "lab-llama"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=float, default=16e6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--publish", type=Path, help="save the current model here from time to time")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    record = train(args.name, args.out, int(args.tokens), args.seed, publish=args.publish)
+    print(f"{args.name}: {record['tokens_seen']:,} tokens in {record['seconds']} s -> {args.out}")
+
+
+if __name__ == "__main__":
+    main()
