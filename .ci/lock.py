@@ -1,0 +1,50 @@
+"""Write requirements-lab.lock and requirements-test.lock: exact pins of all that the package needs, from what is installed.
+
+PyTorch is left out: it is installed in a step of its own, and a local build tag in a pin would fit one machine only.
+Its dependencies are pinned with the rest.
+"""
+
+import re
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+HEADER = "# Written by .ci/lock.py from a tested environment (Python {python}). Install torch==2.13.0 first.\n"
+APART = {"torch"}
+NOT_PINNED = {"mi-course", "pip"}
+
+
+def closure(names: list[str], extras: tuple[str, ...] = ()) -> dict[str, str]:
+    """Name -> version of the distributions and all that they need on this machine."""
+    pins: dict[str, str] = {}
+    pending = [(name, extras) for name in names]
+    while pending:
+        name, wanted = pending.pop()
+        installed = distribution(name)
+        key = canonicalize_name(name)
+        if key in pins and not wanted:
+            continue
+        pins[key] = re.sub(r"\+.*", "", installed.version)
+        for line in installed.requires or []:
+            requirement = Requirement(line)
+            environments = [{"extra": extra} for extra in wanted] or [{"extra": ""}]
+            if requirement.marker is None or any(requirement.marker.evaluate(env) for env in environments):
+                pending.append((requirement.name, tuple(requirement.extras)))
+    return pins
+
+
+def main() -> None:
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for name, extras in [("lab", ()), ("test", ("test",))]:
+        pins = closure(["mi-course"], extras)
+        lines = [f"{key}=={version}" for key, version in sorted(pins.items()) if key not in APART | NOT_PINNED]
+        (ROOT / f"requirements-{name}.lock").write_text(HEADER.format(python=python) + "\n".join(lines) + "\n")
+        print(f"requirements-{name}.lock: {len(lines)} pins")
+
+
+if __name__ == "__main__":
+    main()
