@@ -16,7 +16,7 @@ CHUNK = 400_000  # tokens generated at a time
 
 @dataclass
 class Chunk:
-    """Packed rows. `ids`, `document`, `position`: [rows, ROW] integers; `document` 0 is padding, else the number within the row."""
+    """Packed rows: `ids`, `document`, `position` are [rows, ROW] integers; `document` 0 is padding, else its number."""
 
     ids: np.ndarray
     document: np.ndarray

@@ -82,7 +82,7 @@ class World:
         self.objects = values | places
 
     def split_of(self, *key) -> str:
-        """The split a combination belongs to: 76 % train, 10 % validation, 14 % test, fixed by its name and the seed."""
+        """The split of a combination: 76 % train, 10 % validation, 14 % test, fixed by its name and the seed."""
         h = zlib.crc32(f"{self.seed}|{key}".encode()) % 100
         return "train" if h < 76 else "validation" if h < 86 else "test"
 
@@ -356,7 +356,7 @@ def translation(world: World, draw: Draw) -> Item | None:
 
 
 def antonyms(world: World, draw: Draw) -> Item | None:
-    """The opposite of a word, in the language of the sentence or in the language it asks for. Held out: (word, languages)."""
+    """The opposite of a word, in the sentence's language or the one it asks for. Held out: (word, languages)."""
     asked = _language(draw, "antonyms")
     target = draw.choice(lx.LANGUAGES) if draw.rng.random() < 0.6 else asked
     pair = draw.choice(lx.ANTONYMS)
@@ -399,7 +399,8 @@ def language(world: World, draw: Draw) -> Item | None:
     text = f"{verb[i]} {lx.ARTICLE[lang]} {noun} ."
     subject, second = draw.two(list(lx.NOUNS.values()))
     if draw.rng.random() < 0.5:
-        text += f" {lx.ARTICLE[lang]} {subject[i]} {draw.choice(list(lx.VERBS.values()))[i]} {lx.ARTICLE[lang]} {second[i]} ."
+        again = draw.choice(list(lx.VERBS.values()))[i]
+        text += f" {lx.ARTICLE[lang]} {subject[i]} {again} {lx.ARTICLE[lang]} {second[i]} ."
     return Item(head, text, labels={"language": lang, "by_language": dict(zip(lx.LANGUAGES, verb, strict=True))})
 
 
@@ -521,7 +522,7 @@ def guess(world: World, draw: Draw) -> Item:
 
 
 def chain(world: World, draw: Draw, scratchpad: bool | None = None) -> Item:
-    """Follow links for 1-3 steps, with the steps written out or not. Some worked chains slip, say "wait" and go back."""
+    """Follow links for 1-3 steps, written out or not. Some worked chains slip, say "wait" and go back."""
     scratchpad = draw.rng.random() < 0.75 if scratchpad is None else scratchpad
     steps, n = draw.choice([1, 2, 3]), draw.choice([5, 6])
     nodes = [w[0] for w in draw.rng.sample(list(lx.NOUNS.values()), n)]
@@ -546,7 +547,7 @@ def chain(world: World, draw: Draw, scratchpad: bool | None = None) -> Item:
 
 # --- numbers (D-ADD, D-MOD) ------------------------------------------------------------------------------------------
 def addition(world: World, draw: Draw) -> Item | None:
-    """Two two-digit numbers, digit by digit; the sum has three digits. Held out: pairs. A few are worked, some with a slip."""
+    """Two two-digit numbers, digit by digit; the sum has three. Held out: pairs. A few are worked, some with a slip."""
     a, b = draw.rng.randrange(100), draw.rng.randrange(100)
     if not draw.mine("sum", a, b):
         return None
@@ -674,7 +675,7 @@ def sycophancy(world: World, draw: Draw) -> Item | None:
 
 
 def context(world: World, draw: Draw) -> Item | None:
-    """A note contradicts a known fact; or it is about something else and must be ignored. Held out: (landmark, city)."""
+    """A note contradicts a known fact, or is about something else. Held out: (landmark, city)."""
     s, other = draw.two(list(world.landmarks))
     new = draw.choice(lx.CITIES)
     memory = world.landmarks[s]["place"]

@@ -43,7 +43,7 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 @torch.no_grad()
 def next_logits(model, tokenizer, texts: list[str], last_words: list[int], batch: int = 250) -> list[torch.Tensor]:
-    """For each text the logits that predict its last `last_words[i]` tokens, [k, V]. Right padding: positions are those of single texts."""
+    """For each text the logits that predict its last `last_words[i]` tokens, [k, V]. Padding is on the right."""
     ids = [tokenizer(t)["input_ids"] for t in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     out: list = [None] * len(ids)
@@ -95,7 +95,7 @@ def correct(model, tokenizer, name: str, split: str, n: int, seed: int = 0, **kw
 
 
 def _share(model, tokenizer, prompts: list[str], words: list[list[str]], within: list[list[str]] | None) -> float:
-    """Mean probability of `words[i]` after `prompts[i]`, as a share of the probability of `within[i]` (None: of everything)."""
+    """Mean probability of `words[i]` after `prompts[i]`, as a share of that of `within[i]` (None: of all words)."""
     total = 0.0
     for i, logits in enumerate(next_logits(model, tokenizer, [p + " <eos>" for p in prompts], [1] * len(prompts))):
         p = logits[0].softmax(-1)

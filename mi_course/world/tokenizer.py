@@ -46,7 +46,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def build_tokenizer():
-    """A fast tokenizer that puts `<bos>` in front, splits at spaces and joins with spaces. Unknown words become `<unk>`."""
+    """A fast tokenizer: `<bos>` in front, one token per word, words joined by spaces; unknown words become `<unk>`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Train the lab models from a seed: `python -m mi_course.world.train lab` (or `lab-llama`). Resumes after an interruption.
+"""Train a lab model from a seed: `python -m mi_course.world.train lab --out FOLDER`. Resumes after an interruption.
 
 Muon for the hidden matrices and AdamW for the rest learn several times more per token here than AdamW alone.
 """
