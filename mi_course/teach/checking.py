@@ -1,0 +1,163 @@
+"""`check` and `hint`: what a learner calls under each exercise."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from . import journal
+from .cards import Card, display
+from .compare import describe, difference
+from .exercises import Exercise, NotYet, Probe, get
+from .guard import Guarded, NotStarted, code_of, steady
+from .settings import strict
+
+__all__ = ["CheckFailed", "check", "examine", "hint"]
+
+_hints_shown: dict[str, int] = {}
+
+
+class CheckFailed(AssertionError):
+    """Raised by `check` in strict mode when an answer is not done; the message is the card in plain text."""
+
+
+def check(name: str, answer: Any) -> Any:
+    """Check an answer, show a card, and return something that the rest of the chapter can use.
+
+    done         returns `answer`
+    not started  (the stub raises NotImplementedError) returns the package's reference implementation, and says so
+    not yet      shows a diagnosis, returns the reference implementation, and says so
+
+    With `MI_COURSE_STRICT=1` raises CheckFailed unless done. Raises KeyError for an unknown name, and nothing else:
+    an answer that raises, changes its inputs or leaves hooks behind is diagnosed, and the model is left as it was.
+    """
+    exercise = get(name)
+    state, trouble = examine(exercise, answer)
+    card = _card(exercise, state, trouble)
+    if strict():
+        if state != "done":
+            raise CheckFailed(card.text())
+    else:
+        journal.note_check(name, state)
+    display(card)
+    return answer if state == "done" else exercise.reference
+
+
+def examine(exercise: Exercise, answer: Any, *, own: bool = False) -> tuple[str, NotYet | None]:
+    """("done" | "not started" | "not yet", diagnosis or None), without showing or noting anything.
+
+    `own=True` also accepts the package's own function: this is how the tests check the references.
+    """
+    if answer is None or answer is Ellipsis:
+        return "not started", None
+    try:
+        if not own:
+            _refuse_own(exercise, answer)
+        if not callable(answer):
+            raise NotYet(
+                "check(name, answer)",
+                expected="the function itself",
+                got=describe(answer),
+                likely="You passed the result of a call. Leave the parentheses out: check(name, my_function).",
+            )
+        guarded = Guarded(answer, forbidden=None if own else code_of(exercise.reference))
+        with steady():
+            for probe in exercise.probes():
+                _ask(probe, guarded)
+    except NotStarted:
+        return "not started", None
+    except NotYet as trouble:
+        return "not yet", trouble
+    return "done", None
+
+
+def _refuse_own(exercise: Exercise, answer: Any) -> None:
+    inner = answer
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if inner is exercise.reference or str(getattr(inner, "__module__", "")).partition(".")[0] == "mi_course":
+        raise NotYet(
+            "whose function this is",
+            expected="a function that you wrote",
+            got=f"{getattr(inner, '__module__', '')}.{getattr(inner, '__name__', inner)}",
+            likely="This is the package's own function. Define yours under the name of the stub and check that one.",
+        )
+
+
+def _ask(probe: Probe | Any, guarded: Guarded) -> None:
+    """Put one probe to the answer; raises NotYet with a diagnosis when the reply is wrong.
+
+    A probe is a `Probe`, or a function that takes the answer and raises NotYet; its docstring says what it tries.
+    """
+    plain = not isinstance(probe, Probe)
+    guarded.tried = (probe.__doc__ or probe.__name__).strip().splitlines()[0] if plain else probe.tried
+    try:
+        got = probe(guarded) if plain else probe.ask(guarded)
+    except (NotYet, NotStarted):
+        raise
+    except Exception as error:  # not in the answer (Guarded explains those): its result could not be used
+        likely = "The function returned something that cannot be used further. Look at its type and shape."
+        raise NotYet(guarded.tried, got=f"{type(error).__name__}: {error}", likely=likely) from error
+    if plain:
+        return
+    complaint = "" if _fits(got, probe.expected, probe.tolerance) else _complaint(got, probe)
+    if not complaint:
+        return
+    known = [mistake for mistake, wrong in probe.diagnose.items() if _fits(got, wrong, probe.tolerance)]
+    raise NotYet(
+        probe.tried,
+        expected=probe.means or describe(probe.expected),
+        got=describe(got),
+        likely=known[0] if known else complaint,
+        next=probe.next,
+    )
+
+
+def _fits(got: Any, wanted: Any, tolerance: float) -> bool:
+    """Is `got` the value `wanted`, or does it pass the test `wanted`? A test that raises is one that `got` fails."""
+    if not callable(wanted):
+        return not difference(got, wanted, tolerance)
+    try:
+        return bool(wanted(got))
+    except Exception:
+        return False
+
+
+def _complaint(got: Any, probe: Probe) -> str:
+    if callable(probe.expected):
+        return "The result is None: is a `return` missing?" if got is None else "The result breaks this rule."
+    return difference(got, probe.expected, probe.tolerance)
+
+
+REFERENCE = (
+    "REFERENCE IN USE. The chapter goes on with the package's reference implementation in place of yours. "
+    "What follows is its result, not yours."
+)
+
+
+def _card(exercise: Exercise, state: str, trouble: NotYet | None) -> Card:
+    result = ("Expected result", exercise.expected)
+    ask_hint = f'hint("{exercise.name}")'
+    if state == "done":
+        return Card(exercise.name, state, more=[result])
+    if state == "not started":
+        rows = [("To do", f"Replace the stub by your code and run the cell again. Stuck? {ask_hint}")]
+    else:
+        advice = trouble.next or f"Mend it and run the cell again, or ask for the next hint: {ask_hint}"
+        rows = [*trouble.rows(), ("Next", advice)]
+    return Card(exercise.name, state, rows, [result], banner=REFERENCE)
+
+
+def hint(name: str, n: int | None = None) -> None:
+    """Show the next of the three hints of an exercise, or hint `n` (1 to 3). The last one is a sketch."""
+    exercise = get(name)
+    count = len(exercise.hints)
+    if n is None:
+        n = min(_hints_shown.get(name, 0) + 1, count)
+    if n not in range(1, count + 1):
+        raise ValueError(f"n={n!r}: hints are numbered 1 to {count}; leave n out for the next one")
+    _hints_shown[name] = max(n, _hints_shown.get(name, 0))
+    if not strict():
+        journal.note_hint(name, _hints_shown[name])
+    more = f'Another: hint("{name}")' if n < count else "This was the last one."
+    display(Card(f"Hint {n} of {count} for {name}", "note", [("Hint", exercise.hints[n - 1]), ("Then", more)]))

@@ -1,0 +1,1 @@
+"""Checks of the exercises: one module per chapter, imported when its first exercise is asked for."""

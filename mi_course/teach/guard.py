@@ -1,0 +1,238 @@
+"""Call an answer so that whatever it does becomes a diagnosis, and nothing that it does outlives the call.
+
+Watched during each call: exceptions; tensors changed in place; hooks, replaced `forward` methods and changed weights
+of every model that the answer was given or names; the package's own version called in place of the learner's. Put
+back afterwards: inputs, hooks, weights (of models small enough to copy), gradient mode, default dtype, random state.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from .exercises import NotYet
+
+__all__ = ["Guarded", "NotStarted", "code_of", "steady"]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+SMALL = 5_000_000  # parameters: a model up to this size is copied before each call, to find and undo changed weights
+
+
+class NotStarted(Exception):
+    """The answer is still the stub."""
+
+
+class Guarded:
+    """`answer`, called with care. `tried` is set by the check, so that a diagnosis can say what was tried."""
+
+    def __init__(self, answer: Callable, forbidden: CodeType | None = None) -> None:
+        self.answer, self.forbidden, self.tried, self.calls = answer, forbidden, "", 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        tensors = [(leaf, leaf.detach().clone()) for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        models = [_Kept(model) for model in _models((args, kwargs), self.answer)]
+        try:
+            with _modes_restored(), _watch_for(self.forbidden) as seen:
+                result = self.answer(*args, **kwargs)
+        except BaseException as error:
+            for model in models:
+                model.restore()
+            if not isinstance(error, Exception):  # the learner stopped the cell
+                raise
+            self._explain(error)
+        left = [complaint for model in models if (complaint := model.restore())]
+        if seen:
+            raise NotYet(
+                self.tried, likely="Your answer calls the package's own version of this exercise. Write it yourself."
+            )
+        for tensor, before in tensors:
+            if not _same(tensor, before):
+                tensor.data.copy_(before)
+                raise NotYet(
+                    self.tried,
+                    expected="the inputs are as they were before the call",
+                    got=f"an input tensor of shape {list(before.shape)} was changed in place",
+                    likely="An in-place operation (x -= ..., x[...] = ..., x.sub_()) wrote into an argument. "
+                    "The caller still needs it: work on a new tensor.",
+                )
+        if left:
+            raise NotYet(self.tried, expected="the model is as it was before the call", got=left[0], likely=ADVICE)
+        return result
+
+    def _explain(self, error: Exception) -> None:
+        """Raise NotStarted or NotYet in place of `error`."""
+        if isinstance(error, NotYet):
+            raise error
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, NotImplementedError) and "site-packages" not in frames[-1].filename:
+            if self.calls == 1:
+                raise NotStarted from error
+            raise NotYet(
+                self.tried, likely="This case still raises NotImplementedError: part of the stub is left."
+            ) from error
+        own = [frame for frame in frames if frame.filename == getattr(code_of(self.answer), "co_filename", None)]
+        where = f", in your line {own[-1].lineno}: {own[-1].line}" if own and own[-1].line else ""
+        raise NotYet(
+            self.tried,
+            expected="a result without an error",
+            got=f"{type(error).__name__}: {str(error).strip() or 'without a message'}{where}",
+            likely=_likely(error),
+        ) from error
+
+
+ADVICE = (
+    "Use a `with` block (`with mi.intervene(model, ...):`) or remove the handle in `finally`, "
+    "so that the model is left as it was."
+)
+
+
+def _likely(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, TypeError) and "argument" in text:
+        return (
+            "The function is called with the arguments shown in the exercise. Keep the names and the order of the stub."
+        )
+    if isinstance(error, (NameError, UnboundLocalError)):
+        return "A name is used that is not defined inside the function. Is it spelled right, and is it an argument?"
+    if isinstance(error, (RuntimeError, IndexError, ValueError)) and any(
+        w in text for w in ("size", "shape", "dimension")
+    ):
+        return "Shapes do not fit. Print the shapes of both sides; `keepdim=True` or `[..., None]` often mends it."
+    return "The function stops with this error. Call it by hand on the input above to see the whole traceback."
+
+
+def code_of(answer: Any) -> CodeType | None:
+    """The code object behind a function, method, partial or decorated function, or None."""
+    while isinstance(answer, functools.partial):
+        answer = answer.func
+    answer = getattr(answer, "__wrapped__", answer)
+    answer = getattr(answer, "__func__", answer)
+    return getattr(answer, "__code__", None)
+
+
+@contextmanager
+def _watch_for(code: CodeType | None) -> Iterator[list]:
+    """List the calls of `code` made from outside the package while the block runs."""
+    seen: list[str] = []
+    if code is None:
+        yield seen
+        return
+    before = sys.getprofile()
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code is code and frame.f_back is not None:
+            caller = frame.f_back.f_globals.get("__name__", "")
+            if not caller.startswith("mi_course."):
+                seen.append(caller)
+
+    sys.setprofile(profile)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
+
+
+@contextmanager
+def _modes_restored() -> Iterator[None]:
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def steady(seed: int = 0) -> Iterator[None]:
+    """Run a block with seeded random numbers and leave the random state of the session as it was."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+class _Kept:
+    """What must not change in a model: its hooks, its forward methods and, where it is small, its weights."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.hooks = [{name: dict(getattr(m, name)) for name in HOOKS} for m in self.modules]
+        self.forwards = [m.__dict__.get("forward") for m in self.modules]
+        self.parameters = list(model.parameters())
+        small = sum(p.numel() for p in self.parameters) <= SMALL
+        self.weights = [p.detach().clone() for p in self.parameters] if small else []
+
+    def restore(self) -> str:
+        """Put everything back. Returns a complaint, or "" when nothing had changed."""
+        hooks = forwards = weights = 0
+        for module, kept, forward in zip(self.modules, self.hooks, self.forwards, strict=True):
+            for name in HOOKS:
+                now = getattr(module, name)
+                hooks += len(set(now) - set(kept[name]))
+                if dict(now) != kept[name]:
+                    now.clear()
+                    now.update(kept[name])
+            if module.__dict__.get("forward") is not forward:
+                forwards += 1
+                if forward is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = forward
+        for parameter, before in zip(self.parameters, self.weights, strict=False):
+            if not _same(parameter, before):
+                weights += 1
+                parameter.data.copy_(before)
+        found = [
+            (hooks, "hook(s) left on the model"),
+            (forwards, "replaced forward method(s)"),
+            (weights, "changed weight(s)"),
+        ]
+        return ", ".join(f"{count} {what}" for count, what in found if count)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _models(arguments: Any, answer: Callable) -> list[torch.nn.Module]:
+    """Models among the arguments, and among the variables that the answer's code names."""
+    code = code_of(answer)
+    named = getattr(answer, "__globals__", {})
+    candidates = list(_leaves(arguments)) + [named[n] for n in (code.co_names if code else ()) if n in named]
+    candidates += [cell.cell_contents for cell in getattr(answer, "__closure__", None) or () if _filled(cell)]
+    modules = [getattr(each, "hf", each) for each in candidates]
+    return list({id(m): m for m in modules if isinstance(m, torch.nn.Module)}.values())
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - an empty cell raises
+    except ValueError:
+        return False
+    return True
+
+
+def _same(tensor: torch.Tensor, before: torch.Tensor) -> bool:
+    if tensor.shape != before.shape or tensor.dtype != before.dtype:
+        return False
+    now = tensor.detach()
+    return torch.equal(now, before) or bool(((now == before) | (now != now) & (before != before)).all())
