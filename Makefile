@@ -1,10 +1,10 @@
 # make lab   install into a virtual environment and open JupyterLab on chapters/
 # make test  install what the tests need and run them all, with one summary at the end
 #
-# The active virtual environment is used; without one, .venv is made. README.md has the plain pip lines (Windows, Colab).
+# The active virtual (or conda) environment is used; without one, .venv is made. README.md has the plain pip lines (Windows, Colab).
 
 PYTHON ?= python3
-ENV := $(or $(VIRTUAL_ENV),.venv)
+ENV := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)),.venv)
 PY := $(ENV)/bin/python
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 

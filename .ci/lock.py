@@ -1,7 +1,7 @@
-"""Write requirements-lab.lock and requirements-test.lock: exact pins of all that the package needs, from what is installed.
+"""Write requirements-lab.lock and requirements-test.lock: exact pins of all that the package needs.
 
-PyTorch is left out: it is installed in a step of its own, and a local build tag in a pin would fit one machine only.
-Its dependencies are pinned with the rest.
+The pins are what is installed in the environment that runs this. PyTorch is left out: it is installed in a step of its
+own, and a local build tag in a pin would fit one machine only. Its dependencies are pinned with the rest.
 """
 
 import re

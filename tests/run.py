@@ -19,7 +19,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--dur
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 NBVAL = [*PYTEST, *PARALLEL, "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-OFFLINE = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "MI_COURSE_PROGRESS": "off", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
 
 
 @dataclass
