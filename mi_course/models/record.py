@@ -1,0 +1,81 @@
+"""record: run a model once and keep the activations of the named sites, nothing else."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, columns_of
+from .hooks import Where
+from .sites import Site, parse_sites
+
+
+class Cache(Mapping):
+    """What one forward pass left at the recorded sites. `cache["x4"]`, `cache["L3H5.z"]`: shapes in `models.sites`.
+
+    logits [B, T, V]; batch: the padded prompts, whose columns are the position axis of every entry.
+    """
+
+    def __init__(self, values: dict[str, Tensor], logits: Tensor, batch: Batch):
+        self._values, self.logits, self.batch = values, logits, batch
+
+    def __getitem__(self, site: str | Site) -> Tensor:
+        key = str(Site.parse(site))
+        if key not in self._values:
+            raise KeyError(f"site '{key}' was not recorded; recorded are {', '.join(self._values)}. Name it in record(...)")
+        return self._values[key]
+
+    def __contains__(self, site) -> bool:
+        return str(Site.parse(site)) in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return "Cache(" + ", ".join(f"{key}: {tuple(value.shape)}" for key, value in self._values.items()) + ")"
+
+
+def record(model, prompts, sites, grad: bool = False) -> Cache:
+    """Run `prompts` and keep the activations of `sites`; active interventions apply, and what is kept is what flows on.
+
+    prompts: anything `model.tokenize` takes, or a Batch.  sites: strings or Sites, see `models.sites` for shapes.
+    grad: keep the graph, so that `torch.autograd.grad(metric(cache.logits), cache["x4"])` is the total derivative.
+    Returns a Cache. Raises SiteError for a site that the model does not have.
+    """
+    batch, wanted = model.tokenize(prompts), parse_sites(sites)
+    values: dict[str, Tensor] = {}
+    taps = [(site.at(None), _Recorder(site, values, batch, grad)) for site in dict.fromkeys(wanted)]
+    with model.taps.active(taps):
+        logits = model(batch, grad=grad)
+    return Cache({str(site): values[str(site)] for site in wanted}, logits, batch)
+
+
+class _Recorder:
+    """Keeps the value of one site. With grad, the kept tensor is put back in place of the one that flowed."""
+
+    def __init__(self, site: Site, values: dict, batch: Batch, grad: bool):
+        self.key, self.position, self.values, self.batch, self.grad = str(site), site.position, values, batch, grad
+
+    def __call__(self, value: Tensor, where: Where) -> Tensor:
+        index = (slice(None),) if self.position is None else self._index(where.axis, value.device)
+        if not self.grad:
+            kept = value[index].detach()
+            # a view would keep the whole tensor of the port in memory
+            partial = kept.untyped_storage().nbytes() > kept.numel() * kept.element_size()
+            self.values[self.key] = kept.clone() if partial else kept
+            return value
+        kept = value[index].clone() if value.requires_grad else value[index].clone().requires_grad_()
+        self.values[self.key] = kept
+        if self.position is None:
+            return kept
+        new = value.clone()
+        new[index] = kept
+        return new
+
+    def _index(self, axis: int, device) -> tuple:
+        columns = columns_of(self.batch.mask, self.position)[:, 0].to(device)
+        rows = torch.arange(len(columns), device=device)
+        return (rows, columns) if axis == 1 else (rows, slice(None), columns)
