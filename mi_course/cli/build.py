@@ -9,7 +9,7 @@ import nbformat
 import psutil
 from nbformat import NotebookNode
 
-from mi_course.cli.chapters import find_root, read_measured
+from mi_course.cli.chapters import find_root, markdown_table, overview, read_measured
 from mi_course.cli.master import Chapter, MasterError, images_without_alt, read_master
 from mi_course.cli.notebooks import make_notebook, notebook_metadata, repository_setting, to_text
 
@@ -17,6 +17,7 @@ CELL_TIMEOUT = 300
 WIDGETS = "application/vnd.jupyter.widget-view+json"
 SECONDS = {"00_pipeline": 90, "04_superposition": 90, "11_which_localizer": 90}
 SECONDS_DEFAULT = 45
+README_START, README_END = "<!-- chapters: written by mi-course build -->", "<!-- end of chapters -->"
 
 
 class BuildError(ValueError):
@@ -39,6 +40,7 @@ def run(args) -> int:
             problems.append(str(error))
     if args.check and not args.chapter:
         problems += strays(root)
+    problems += readme(root, write=not args.check)
     report(args, masters, built, problems)
     return 1 if problems else 0
 
@@ -207,6 +209,23 @@ def output_problems(notebook: NotebookNode, name: str) -> list[str]:
             if any(kind.startswith("image/") for kind in data) or images_without_alt(data.get("text/html", "")):
                 problems.append(f"cell {cell.id!r} shows an image without alt text; use show(fig, alt=...)")
     return [f"{name}: {problem}" for problem in problems]
+
+
+def readme(root: Path, write: bool) -> list[str]:
+    """Keep the table of chapters in README.md up to date, between its marks; without `write`, say if it is not."""
+    file = root / "README.md"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    if README_START not in text:
+        return []
+    head, _, rest = text.partition(README_START)
+    current = f"{head}{README_START}\n\n{markdown_table(overview(root))}\n\n{README_END}{rest.partition(README_END)[2]}"
+    if write and current != text:
+        file.write_text(current, encoding="utf-8")
+    return (
+        ["README.md: its table of chapters is out of date; run `mi-course build`"]
+        if current != text and not write
+        else []
+    )
 
 
 def strays(root: Path) -> list[str]:

@@ -81,6 +81,17 @@ def read_measured(root: Path) -> dict:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
+def markdown_table(rows: list[dict]) -> str:
+    """The table of the README: chapters that exist are links."""
+    lines = ["| part | chapter | |", "|---|---|---|"]
+    for row in rows:
+        name = f"{row['number']} {row['title']}"
+        if row["status"] == "ready":
+            name = f"[{name}](chapters/{row['notebook']})"
+        lines.append(f"| {row['part']} | {name} | {row['status']} |")
+    return "\n".join(lines)
+
+
 def run(args) -> int:
     rows = overview(find_root(args.root))
     if args.json:

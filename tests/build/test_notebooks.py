@@ -219,3 +219,16 @@ class TestCheck:
     def test_names_a_master_that_does_not_exist(self, monkeypatch):
         assert main(["build", "--check", "08_probing", "--root", str(self.root)]) == 1
         assert "no master solutions/08_probing.py" in self.capsys.readouterr().err
+
+
+def test_the_table_in_the_readme_is_written_and_checked(root, built_once, capsys):
+    shutil.copytree(built_once, root, dirs_exist_ok=True)
+    marks = "<!-- chapters: written by mi-course build -->\nold\n<!-- end of chapters -->"
+    (root / "README.md").write_text(f"before\n{marks}\nafter\n")
+    assert main(["build", "--check", "--root", str(root)]) == 1
+    assert "README.md" in capsys.readouterr().out
+    assert main(["build", STEM, "--root", str(root)]) == 0
+    text = (root / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert f"[09 Vocabulary projection](chapters/{STEM}.ipynb) | ready |" in text and "| 08 Probing | planned |" in text
+    assert main(["build", "--check", "--root", str(root)]) == 0

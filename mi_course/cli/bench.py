@@ -1,0 +1,163 @@
+"""`mi-course bench`: what the course costs on this machine, on one core.
+
+Import and loading are timed in fresh processes. Caching and steering are ratios to the plain run: medians over
+alternating pairs (plain, ours, plain, ours, ...), so that whatever else the machine does falls on both alike.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+ROWS, TOKENS = 32, 24
+GENERATE_ROWS, NEW_TOKENS = 8, 24
+MIN_PAIRS = 20
+FRESH_RUNS = 3
+# What the course promises, in seconds and as ratios to the plain run.
+LIMITS = {"import": 3.0, "import_and_first_load": 8.0, "second_load": 1.0, "caching": 1.3, "steered_generation": 1.15}
+
+FRESH_LOAD = """
+import json, time
+start = time.perf_counter()
+import mi_course as mi
+imported = time.perf_counter()
+import torch
+torch.set_num_threads(1)
+mi.load()
+first = time.perf_counter()
+mi.load()
+print(json.dumps({"import": imported - start, "import_and_first_load": first - start,
+                  "second_load": time.perf_counter() - first}))
+"""
+
+
+def run(args) -> int:
+    if args.pairs < MIN_PAIRS:
+        raise ValueError(f"--pairs {args.pairs}: medians of fewer than {MIN_PAIRS} pairs mean little")
+    import torch
+
+    torch.set_num_threads(1)
+    results: dict = {"limits": LIMITS, "threads": 1, "pairs": args.pairs, "models": {}}
+    if args.model in ("lab", "all"):
+        results["seconds"] = loading()
+    for name in ["lab", "gpt2-small-shape"] if args.model == "all" else [args.model]:
+        results["models"][name] = measure(make_model(name), args.pairs)
+    print(json.dumps(results, indent=1) if args.json else as_text(results))
+    return 0
+
+
+def make_model(name: str):
+    """`lab`, or a model of the shape of GPT-2 small (124 M parameters) with random weights."""
+    import mi_course as mi
+
+    if name == "lab":
+        return mi.load()
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return mi.wrap(GPT2LMHeadModel(GPT2Config()), name=name)
+
+
+def loading() -> dict[str, float]:
+    """Seconds of import, import with the first load, and second load of `lab`: medians over fresh processes."""
+    runs = []
+    for _ in range(FRESH_RUNS):
+        done = subprocess.run([sys.executable, "-c", FRESH_LOAD], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"loading the lab model failed: {done.stderr.strip().splitlines()[-1]}")
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    return {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
+
+
+def all_sites(model) -> list[str]:
+    """Every activation that flows through the model: streams, block outputs, and all states of heads and neurons.
+
+    Left out are head results and embeddings, which are computed or copied beside the pass.
+    """
+    kinds = ["x{}", "attn{}", "mlp{}", "q{}", "k{}", "v{}", "scores{}", "pattern{}", "z{}", "neurons{}"]
+    if not model.family.is_parallel(model.config):
+        kinds.append("mid{}")
+    if model.family.gated:
+        kinds += ["gate{}", "up{}"]
+    return [kind.format(layer) for layer in range(model.n_layers) for kind in kinds] + [f"x{model.n_layers}"]
+
+
+def measure(model, pairs: int) -> dict:
+    """Caching all sites against a plain forward, steered against plain generation; plain means Hugging Face alone."""
+    import torch
+
+    import mi_course as mi
+
+    generator = torch.Generator().manual_seed(0)
+
+    def prompts(rows: int):
+        return model.tokenize(torch.randint(5, model.n_vocab, (rows, TOKENS), generator=generator))
+
+    batch, sites = prompts(ROWS), all_sites(model)
+    arguments = {"attention_mask": batch.mask, "position_ids": batch.position_ids, "use_cache": False}
+
+    def plain():
+        with torch.no_grad():
+            model.hf(batch.ids, **arguments)
+
+    caching = alternate(plain, lambda: mi.record(model, batch, sites), pairs)
+
+    start = prompts(GENERATE_ROWS)
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    fixed = {"do_sample": False, "pad_token_id": 0, "attention_mask": start.mask}
+    direction = torch.randn(model.d_model, generator=generator)
+    steer = mi.add(f"x{model.n_layers // 2}", direction)
+
+    def generate():
+        with torch.no_grad():
+            model.hf.generate(start.ids, **fixed, **options)
+
+    def steered():
+        with mi.intervene(model, steer):
+            model.generate_ids(start, **options)
+
+    steering = alternate(generate, steered, pairs)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.hf.parameters()),
+        "sites": len(sites),
+        "forward_seconds": caching["plain"],
+        "caching": caching["ratio"],
+        "generate_seconds": steering["plain"],
+        "steered_generation": steering["ratio"],
+    }
+
+
+def alternate(plain: Callable, ours: Callable, pairs: int) -> dict[str, float]:
+    """Time both in turn, `pairs` times after a warm-up each. Returns the medians of `plain` and of the pairs' ratios."""
+    plain(), ours()
+    times = [(timed(plain), timed(ours)) for _ in range(pairs)]
+    ratio = statistics.median(other / base for base, other in times)
+    return {"plain": round(statistics.median(base for base, _ in times), 4), "ratio": round(ratio, 3)}
+
+
+def timed(call: Callable) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def as_text(results: dict) -> str:
+    lines = []
+    for key, value in results.get("seconds", {}).items():
+        lines.append(row(key.replace("_", " "), value, " s", LIMITS[key]))
+    for name, found in results["models"].items():
+        forward, generate = found["forward_seconds"], found["generate_seconds"]
+        lines.append(f"{name}: {found['parameters']:,} parameters, {found['sites']} sites")
+        lines.append(f"  plain forward {ROWS} x {TOKENS}: {forward:.3f} s, plain generation: {generate:.3f} s")
+        lines += [
+            row(f"  {key.replace('_', ' ')}", found[key], " x", LIMITS[key])
+            for key in ("caching", "steered_generation")
+        ]
+    return "\n".join(lines)
+
+
+def row(name: str, value: float, unit: str, limit: float) -> str:
+    return f"{name:<26} {value:7.2f}{unit}  {'within' if value <= limit else 'OVER'} {limit}{unit}"
