@@ -1,4 +1,4 @@
-"""A hands-on course on actionable mechanistic interpretability: locate, steer, improve, on models whose answers are known.
+"""A hands-on course on actionable mechanistic interpretability, on models whose answers are known.
 
     import mi_course as mi
     model = mi.load()                                        # the lab model; no download
@@ -14,7 +14,8 @@ from importlib import import_module
 _NAMES = {  # public name -> module that defines it
     name: "mi_course.models"
     for name in (
-        "Batch Cache Edge Intervention Model Site add edit intervene load matrix mean patch project record scale wrap zero"
+        "Batch Cache Edge Intervention Model Site "
+        "add edit intervene load matrix mean patch project record scale wrap zero"
     ).split()
 }
 _NAMES |= {"Task": "mi_course.objects", "Scores": "mi_course.objects"}

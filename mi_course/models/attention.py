@@ -18,7 +18,7 @@ NAME = "mi_course"  # our entry in transformers' table of attention functions
 
 @dataclass(frozen=True)
 class Listener:
-    """Who taps the attention of one module. tap(name, tensor) returns the tensor to go on with, names: q k v scores pattern."""
+    """Who taps the attention of one module. tap(name, tensor) returns the tensor to go on with; name is one of five."""
 
     tap: Callable[[str, Tensor], Tensor]
     softmax_float32: bool

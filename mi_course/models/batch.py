@@ -15,7 +15,7 @@ POLICIES = ("all", "prompt", "last", "generated")
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts as tensors. ids [B, T] token ids; mask [B, T], 1 = real token; position_ids [B, T], counting real tokens."""
+    """Prompts as tensors [B, T]: ids of tokens; mask, 1 = real token; position_ids, which count real tokens."""
 
     ids: LongTensor
     mask: LongTensor

@@ -101,7 +101,7 @@ def project(sites, direction, positions="all") -> Intervention:
     direction = _as_tensor("direction", direction).float()
     norm = direction.norm()
     if direction.dim() != 1 or not norm > 0:
-        raise ValueError(f"direction has shape {tuple(direction.shape)} and norm {norm:.3g}; give one non-zero vector [d]")
+        raise ValueError(f"direction: shape {tuple(direction.shape)}, norm {norm:.3g}; give one non-zero vector [d]")
 
     def transform(value, where):
         r = _fit_feature(direction / norm, value, where)
@@ -111,7 +111,7 @@ def project(sites, direction, positions="all") -> Intervention:
 
 
 def add(sites, vector, alpha: float = 1.0, positions="all") -> Intervention:
-    """Add alpha * vector (activation steering, Eq. 21). vector without batch axis: [d] for x4; alpha 0 is the identity."""
+    """Add alpha * vector (activation steering, Eq. 21). vector [d] for x4, no batch axis; alpha 0 is the identity."""
     vector = _as_tensor("vector", vector)
     return _make("add", sites, lambda value, where: value + alpha * _fit_feature(vector, value, where), positions)
 
@@ -127,7 +127,7 @@ def _flatten(edits) -> Iterable[Intervention]:
         elif hasattr(item, "taps"):
             yield item
         else:
-            raise TypeError(f"edits: {item!r} is a {type(item).__name__}, not an edit; make one with zero, patch, add ...")
+            raise TypeError(f"edits: {item!r} is a {type(item).__name__}, not an edit; make one with zero, patch, add")
 
 
 class _Applier:

@@ -203,8 +203,8 @@ def family_of(config) -> Family:
     if kind not in FAMILIES:
         raise UnknownFamily(
             f"model_type {kind!r} has no row in mi_course.models.families.FAMILIES (rows: {', '.join(FAMILIES)}). "
-            f"To add it, append Family(name={kind!r}, blocks=..., embed=..., final_norm=..., attn_norm=..., mlp_norm=..., "
-            "q=/k=/v= or qkv=, o=, mlp_in= or gate=/up=, mlp_out=, norm=, rotary=) with the module paths that "
+            f"To add it, append Family(name={kind!r}, blocks=..., embed=..., final_norm=..., attn_norm=..., "
+            "mlp_norm=..., q=/k=/v= or qkv=, o=, mlp_in= or gate=/up=, mlp_out=, norm=, rotary=) with the paths that "
             "`print(model)` shows; the self-check on load says whether the row is right"
         )
     family = FAMILIES[kind]

@@ -30,7 +30,7 @@ ATTENTION_PORTS = ("q", "k", "v", "scores", "pattern")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a site lives. port (kind, layer); read(tensor) -> value; write(tensor, new) -> tensor; `axis` of positions."""
+    """Where a site lives: read(tensor of port) -> value; write(tensor, new) -> tensor; positions lie along `axis`."""
 
     port: tuple
     read: Callable[[Tensor], Tensor]
@@ -295,7 +295,7 @@ def _head_slot(model, site: Site) -> Slot:
 
 
 def _feature_slot(model, site: Site) -> Slot:
-    """SAE features on top of the site that the SAE reads. Writing keeps the reconstruction error: x + dec(new) - dec(old)."""
+    """SAE features of the site that the SAE reads. Writing keeps the error term: x + (decode(new) - decode(old))."""
     sae = model.saes[site.sae]
     base = resolve(model, Site.parse(sae.site))
     index = (...,) if site.index is None else (..., site.index)
@@ -327,10 +327,10 @@ def _check(model, site: Site) -> None:
     thing = site.part if site.kind in ("head", "neuron") else site.kind
     why = absent(family, model.config, thing)
     if why:
-        raise SiteError(f"site '{site}' does not exist in {family.name}: {why}; `mi_course.models.matrix()` lists what does")
+        raise SiteError(f"site '{site}' does not exist in {family.name}: {why}; mi.matrix() lists what does")
     highest = model.n_layers if site.kind == "x" else model.n_layers - 1
     if site.layer is not None and not 0 <= site.layer <= highest:
-        raise SiteError(f"site '{site}': layer {site.layer} is out of range, {model.name} has {site.kind} 0 to {highest}")
+        raise SiteError(f"site '{site}': layer {site.layer} is out of range; {model.name} has 0 to {highest}")
     count, what = {"head": (model.n_heads, "heads"), "neuron": (model.d_ffn, "neurons")}.get(site.kind, (None, None))
     if site.index is not None and not 0 <= site.index < count:
         raise SiteError(f"site '{site}': {model.name} has {what} 0 to {count - 1} in every layer")

@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Model:
     """A causal LM with its family's row. Made by `load` or `wrap`, which run the self-check.
 
-    hf, tokenizer, family, config: the Hugging Face module, its tokenizer (or None), the `Family` row, the configuration.
+    hf, tokenizer, family, config: the Hugging Face module, its tokenizer (or None), the `Family` row, the settings.
     n_layers, n_heads, n_kv_heads, d_model, d_head, d_ffn, n_vocab, n_ctx: sizes.
     saes: SAEs by name, for `<sae>F123` sites; anything with `.site` (where it reads), `.encode(x)` and `.decode(a)`.
     """
@@ -55,7 +55,7 @@ class Model:
     def __repr__(self) -> str:
         return (
             f"Model({self.name}: {self.family.name}, {self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}, "
-            f"d_ffn {self.d_ffn}, vocabulary {self.n_vocab}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"d_ffn {self.d_ffn}, vocabulary {self.n_vocab}, {self.dtype} on {self.device})"
         )
 
     def block(self, layer: int):
@@ -65,7 +65,7 @@ class Model:
     # -- tokens --------------------------------------------------------------------------------------------------
 
     def tokenize(self, prompts, side: str = "left") -> Batch:
-        """Prompts as a padded Batch. prompts: text, a list of texts, a list of token-id lists, a 2-D LongTensor, a Batch.
+        """Prompts as a padded Batch. prompts: a text, a list of texts or of token-id lists, a 2-D LongTensor, a Batch.
 
         Texts get the special tokens that the tokenizer adds by default (`lab`: <bos>). side: where padding goes.
         Raises ValueError or TypeError for an empty batch, an empty prompt, unknown ids or too many tokens.
@@ -75,7 +75,7 @@ class Model:
         if isinstance(prompts, Tensor):
             if prompts.dim() != 2 or prompts.is_floating_point() or prompts.dtype == torch.bool:
                 raise TypeError(
-                    f"prompts is a {prompts.dtype} tensor of shape {tuple(prompts.shape)}; give token ids as a 2-D LongTensor"
+                    f"prompts is a {prompts.dtype} tensor of shape {tuple(prompts.shape)}; give ids as a 2-D LongTensor"
                 )
             rows = prompts.tolist()
         else:
@@ -86,16 +86,16 @@ class Model:
             if not len(row):
                 raise ValueError(f"prompts[{i}] has no token; give at least one word")
             if min(row) < 0 or max(row) >= self.n_vocab:
-                raise ValueError(f"prompts[{i}] has a token id outside 0 to {self.n_vocab - 1}; was it made for another model?")
+                raise ValueError(f"prompts[{i}] has an id outside 0 to {self.n_vocab - 1}; was it made for another model?")
         longest = max(map(len, rows))
         if longest > self.n_ctx:
-            raise ValueError(f"prompts: the longest has {longest} tokens, {self.name} reads at most {self.n_ctx}; shorten it")
+            raise ValueError(f"prompts: the longest has {longest} tokens; shorten it to {self.n_ctx}")
         return Batch.from_rows(rows, self._pad_id(), side, self.device)
 
     def _ids(self, prompt) -> Sequence[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise TypeError("prompts: this model has no tokenizer, so give token-id lists, or mi.wrap(hf, tokenizer=...)")
+                raise TypeError("prompts: this model has no tokenizer; give token-id lists, or mi.wrap(hf, tokenizer)")
             return self.tokenizer(prompt)["input_ids"]
         ids = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
@@ -136,7 +136,7 @@ class Model:
         """Logits [B, T, V] over the columns of `model.tokenize(prompts)`. grad: build the graph (off by default)."""
         batch = self.tokenize(prompts)
         with torch.set_grad_enabled(grad):
-            return self.hf(batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False).logits
+            return self.hf(**_inputs(batch)).logits
 
     def last_logits(self, prompts, grad: bool = False) -> Tensor:
         """Logits [B, V] that predict the token after each prompt: at its last real token, whichever side is padded.
@@ -145,18 +145,17 @@ class Model:
         """
         batch = self.tokenize(prompts)
         with torch.set_grad_enabled(grad):
-            states = self.body(
-                batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
-            ).last_hidden_state  # after the final norm
+            states = self.body(**_inputs(batch)).last_hidden_state  # after the final norm
             return self._head(states[torch.arange(len(batch), device=self.device), batch.last])
 
     def _head(self, normed: Tensor) -> Tensor:
         """States after the final norm [..., d] -> logits [..., V]."""
-        logits, cap = self.hf.get_submodule(self.family.unembed)(normed), getattr(self.config, "final_logit_softcapping", None)
+        logits = self.hf.get_submodule(self.family.unembed)(normed)
+        cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def unembed(self, x: Tensor) -> Tensor:
-        """Residual states before the final norm [..., d] -> logits [..., V]: the logit lens (survey §3.5, audit A27)."""
+        """Residual states before the final norm [..., d] -> logits [..., V]: the logit lens (survey 3.5, audit A27)."""
         return self._head(self.hf.get_submodule(self.family.final_norm)(x))
 
     def resume(self, layer: int, x: Tensor, prompts, grad: bool = False, last: bool = False) -> Tensor:
@@ -169,7 +168,7 @@ class Model:
 
         batch = self.tokenize(prompts)
         if x.shape != (*batch.ids.shape, self.d_model):
-            raise ValueError(f"x has shape {tuple(x.shape)}; prompts need {(*batch.ids.shape, self.d_model)} = [B, T, d_model]")
+            raise ValueError(f"x has shape {tuple(x.shape)}; these prompts need {(*batch.ids.shape, self.d_model)}")
         if not 0 <= layer <= self.n_layers:
             raise ValueError(f"layer {layer} is out of range; {self.name} has residual states 0 to {self.n_layers}")
         with self._skip_blocks(layer), intervene(self, patch(f"x{layer}", x)):
@@ -197,7 +196,7 @@ class Model:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; give a positive integer")
         batch = self.tokenize(prompts)
         if (batch.mask[:, -1] == 0).any():
-            raise ValueError("prompts is padded on the right, so replies cannot be appended; use model.tokenize(..., side='left')")
+            raise ValueError("prompts is padded on the right, where replies go; use model.tokenize(..., side='left')")
         options = {"do_sample": False, "pad_token_id": self._pad_id()} | options
         self.taps.prompt_width = batch.ids.shape[1]
         try:
@@ -208,13 +207,14 @@ class Model:
         return ids[:, batch.ids.shape[1] :]
 
     def generate(self, prompts, max_new_tokens: int = 20, **options) -> list[str]:
-        """Continuations of the prompts as texts (the new tokens only, without special tokens), greedy, with the KV cache.
+        """Continuations as texts (the new tokens only, without special tokens), greedy, with the KV cache.
 
         Active interventions apply; their `positions` count from the prompt. options: see `generate_ids`.
         """
         if self.tokenizer is None:
-            raise TypeError("generate needs a tokenizer; use generate_ids, or make the model with mi.wrap(hf, tokenizer=...)")
-        return self.tokenizer.batch_decode(self.generate_ids(prompts, max_new_tokens, **options), skip_special_tokens=True)
+            raise TypeError("generate needs a tokenizer; use generate_ids, or mi.wrap(hf, tokenizer=...)")
+        ids = self.generate_ids(prompts, max_new_tokens, **options)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def fingerprint(self) -> str:
         """12 hex digits that change with any weight or any setting that the computation depends on."""
@@ -226,6 +226,10 @@ class Model:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def _inputs(batch: Batch) -> dict:
+    return dict(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False)
 
 
 def load(name: str = "lab", device=None, dtype=None) -> Model:
@@ -243,20 +247,21 @@ def load(name: str = "lab", device=None, dtype=None) -> Model:
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         family_of(config)
-        hf = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, attn_implementation="eager", local_files_only=local
-        )
+        with _quiet(local):
+            hf = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, attn_implementation="eager", local_files_only=local
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except OSError as error:
         raise ValueError(
-            f"model {name!r} could not be read: {str(error).splitlines()[0]} Shipped models: {', '.join(_shipped()) or 'none'}. "
-            "Give one of these, a folder with config.json, or a hub name that is spelled right and reachable"
+            f"name: model {name!r} could not be read ({str(error).splitlines()[0]}). Give a shipped model "
+            f"({', '.join(_shipped()) or 'none yet'}), a folder with config.json, or a hub name that can be reached"
         ) from error
     return wrap(hf.to(device), tokenizer, name=str(name))
 
 
 def wrap(hf, tokenizer=None, name: str | None = None) -> Model:
-    """The same wrapper for a Hugging Face module in memory. It is put in eval mode with eager attention, then self-checked.
+    """The same wrapper for a Hugging Face module in memory, which is put in eval mode, with eager attention.
 
     tokenizer None: prompts must be token ids. Raises UnknownFamily, or SelfCheckError when the family's row is wrong.
     """
@@ -269,6 +274,21 @@ def wrap(hf, tokenizer=None, name: str | None = None) -> Model:
     model = Model(hf, tokenizer, name)
     check(model)
     return model
+
+
+@contextmanager
+def _quiet(local: bool):
+    """No progress bar while reading a local folder; downloads keep theirs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _shipped() -> list[str]:
@@ -299,5 +319,6 @@ def _device(device) -> torch.device:
         found = torch.device("cpu" if device is None else device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not available ({str(error).splitlines()[0]}); leave it out for the CPU") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} is not available ({reason}); leave it out for the CPU") from error
     return found

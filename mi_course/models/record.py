@@ -22,7 +22,7 @@ class Cache(Mapping):
     def __getitem__(self, site: str | Site) -> Tensor:
         key = str(Site.parse(site))
         if key not in self._values:
-            raise KeyError(f"site '{key}' was not recorded; recorded are {', '.join(self._values)}. Name it in record(...)")
+            raise KeyError(f"site '{key}' was not recorded; name it in record(). Recorded: {', '.join(self._values)}")
         return self._values[key]
 
     def __contains__(self, site) -> bool:

@@ -81,7 +81,7 @@ class Site:
         if site is None:
             raise SiteError(
                 f"site {text!r} is not in the grammar; write for instance x4, mid2, attn2, mlp2, embed, pos, L3H5, "
-                "L3H5.z, L3H5.pattern, L2N117, z3, pattern3, neurons2, <sae>F123, each with an optional position as in x4@-1"
+                "L3H5.z, L3H5.pattern, L2N117, z3, pattern3, neurons2, <sae>F123, or with a position as in x4@-1"
             )
         return replace(site, position=int(position)) if at else site
 

@@ -67,7 +67,7 @@ class FFN:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: kind "layer" ((x - mean) / std * gain + bias) or "rms" (x / rms * gain); gain has any offset added.
+    """A normalisation: "layer" (x - mean) / std * gain + bias, or "rms" x / rms * gain (any offset of the gain added).
 
     Called on x [..., d] it computes the norm in float32 and returns x's dtype, as the models do. `scale(x)` gives the
     divisor 1/std or 1/rms alone, [..., 1], which direct attribution freezes.
@@ -90,7 +90,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Unembedding:
-    """logits = softcap(norm(x^L) W_U + b_U). W_U [d, V]; b_U [V], zeros where absent; softcap(y) = c tanh(y / c) or none."""
+    """logits = softcap(norm(x^L) W_U + b_U). W_U [d, V]; b_U [V] (zeros if absent); softcap c: c tanh(y / c)."""
 
     norm: Norm
     W_U: Tensor
@@ -105,7 +105,7 @@ class Unembedding:
 
 @dataclass(frozen=True)
 class Embedding:
-    """x^0 = scale * W_E[token] + W_pos[position]. W_E [V, d]; W_pos [n_ctx, d] or None with RoPE; tied: W_U is W_E^T."""
+    """x^0 = scale W_E[token] + W_pos[position]. W_E [V, d]; W_pos [n_ctx, d], None with RoPE; tied: W_U is W_E^T."""
 
     W_E: Tensor
     W_pos: Tensor | None
@@ -195,7 +195,7 @@ def unembedding(model) -> Unembedding:
 
 
 def score_scale(model, layer: int) -> float:
-    """The factor on q k in the scores of `layer`: 1/sqrt(d_head) in most families, 1 in gpt_neo, configured in gemma2."""
+    """The factor on q k in the scores: 1/sqrt(d_head) in most families, 1 in gpt_neo, configured in gemma2."""
     module = model.block(layer).get_submodule(model.family.attn)
     if model.family.private_attention:
         return 1.0 / float(getattr(module, "scale_attn", 1.0))
