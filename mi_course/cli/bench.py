@@ -131,7 +131,7 @@ def measure(model, pairs: int) -> dict:
 
 
 def alternate(plain: Callable, ours: Callable, pairs: int) -> dict[str, float]:
-    """Time both in turn, `pairs` times after a warm-up each. Returns the medians of `plain` and of the pairs' ratios."""
+    """Time both in turn, `pairs` times after a warm-up each. Returns the medians of plain and ratio."""
     plain(), ours()
     times = [(timed(plain), timed(ours)) for _ in range(pairs)]
     ratio = statistics.median(other / base for base, other in times)

@@ -17,6 +17,8 @@ MASTER = '''\
 # - say where the lens misleads
 
 # %% label="setup"
+import os
+
 from IPython.display import HTML
 
 class Question:
@@ -30,9 +32,14 @@ def show(figure, alt):
     return HTML(f'<img alt="{alt}" src="data:,">')
 
 def check(name, answer):
-    """Strict like the real one: raises unless the answer is right."""
-    assert answer(2) == 4, name
-    return answer
+    """Like the real one: the answer when it is right; else an error in strict mode, and otherwise the reference."""
+    try:
+        right = answer(2) == 4
+    except NotImplementedError:
+        right = False
+    if not right and os.environ.get("MI_COURSE_STRICT"):
+        raise AssertionError(name)
+    return answer if right else lambda x: 2 * x
 
 # %% [markdown] exercise="projection.double" difficulty=2 minutes=8
 # ### Exercise: double a number
