@@ -1,0 +1,22 @@
+"""Locate: find the objects behind a behaviour (survey section 3).
+
+magnitude   large or often active where the behaviour is       causal      ablation, patching, causal tracing
+projection  read states with the model's own unembedding
+"""
+
+from . import causal, magnitude, projection
+from .causal import ablate_each, ablate_together, causal_trace, patch_each
+from .magnitude import lape
+from .projection import logit_lens
+
+__all__ = [
+    "ablate_each",
+    "ablate_together",
+    "causal",
+    "causal_trace",
+    "lape",
+    "logit_lens",
+    "magnitude",
+    "patch_each",
+    "projection",
+]
