@@ -1,4 +1,10 @@
-"""The objects of interpretability (survey section 2) and the nouns shared by every method: `Task` and `Scores`."""
+"""The objects of interpretability (survey section 2) and the nouns shared by every method: `Task` and `Scores`.
+
+    task, scores   what a behaviour is; what a localizer returns
+    weights        heads as QK and OV circuits, neurons as keys and values, the unembedding, folding of norms
+    decompose      the residual stream and the logits as sums over components
+    sae            sparse autoencoders
+"""
 
 from .scores import Scores
 from .task import Task

@@ -142,11 +142,11 @@ class Task:
         logprob = _pick(logits.float().log_softmax(-1), target)
         return logprob.exp() if self.metric == "prob" else logprob
 
-    def measure(self, model, on: str = "clean") -> Tensor:
-        """[n] metric of each item, under whatever interventions are active, with gradients if they are enabled.
+    def measure(self, model, on: str = "clean", grad: bool = False) -> Tensor:
+        """[n] metric of each item, under whatever interventions are active.
 
-        `on` is "clean" or "corrupted". All items go through as one batch, so that a patch with one value per item
-        meets its item; for a large model take `task.subset(...)`.
+        `on` is "clean" or "corrupted"; `grad` keeps the graph for backward passes. All items go through as one batch,
+        so that a patch with one value per item meets its item; for a large model take `task.subset(...)`.
         """
         if on not in ("clean", "corrupted"):
             raise ValueError(f"on={on!r} is unknown; choose 'clean' or 'corrupted'")
@@ -154,7 +154,7 @@ class Task:
         if prompts is None:
             raise ValueError(f"task {self.name!r} has no corrupted prompts; give corrupted=, or use on='clean'")
         self.validate(model)
-        return self.metric_of(model.last_logits(prompts), model)
+        return self.metric_of(model.last_logits(prompts, grad=grad), model)
 
     def accuracy(self, model) -> float:
         """Share of items, 0 ... 1, whose most likely next token is the target; interventions apply."""

@@ -12,9 +12,9 @@ neuron is a key (features it reads) and a value (features it writes).
 What about LayerNorm? A trained GPT-2 divides each state by its size, which would mix all features. Two choices make
 every LayerNorm the identity here, without leaving the architecture. (1) One spare coordinate, "balance", gets minus
 the sum of whatever is written to the others, so the mean of each state is zero and centring does nothing. (2) The
-epsilon in (x - mean) / sqrt(var + eps) is 1e10 and the gain sqrt(1e10), so the variance of x, about 1, changes the
-result by less than float32 can show. Real models are not like this: there the scale must be frozen before contributions
-can be added up (survey audit A2). The activation function is ReLU, so that gates are exact.
+epsilon in (x - mean) / sqrt(var + eps) is 2^34 and the gain 2^17, its root, so the variance of x, a few units, is lost
+in rounding and the powers of two divide out exactly. Real models are not like this: there the scale must be frozen
+before contributions can be added up (survey audit A2). The activation function is ReLU, so that gates are exact.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch
 
 from mi_course.objects.task import Task
 
-_EPS = 1e10          # see the module docstring: makes LayerNorm the identity on balanced states
-_SHARP = 30.0        # attention score of a match; a non-match gets exp(-30) = 1e-13 of the attention
+_EPS = 2.0**34       # see the module docstring: makes LayerNorm the identity on balanced states
+_SHARP = 40.0        # attention score of a match; a non-match gets exp(-40) = 4e-18 of the attention
 _LOGIT = 10.0        # logit that a fully written answer receives
 
 
@@ -231,7 +231,8 @@ def lookup() -> Compiled:
     fillers = ["the", "capital", "of", "city", "seat", "is"]
     b = _Builder(subjects + cities + fillers,
                  [f"tok:{s}" for s in subjects] + [f"{kind}:{c}" for kind in ("attr", "out") for c in cities]
-                 + ["is_subject", "is_last", "junk"], n_layers=2, n_neurons=len(subjects) + 2)
+                 + ["is_subject", "is_last", "is_bos", "junk"], n_layers=2, n_neurons=len(subjects) + 2)
+    b.embed("<bos>", "is_bos")
     for s in subjects:
         b.embed(s, f"tok:{s}", "is_subject")
     b.embed("is", "is_last")
@@ -241,7 +242,8 @@ def lookup() -> Compiled:
     # Decoys: one neuron that always fires with a large value, one that fires on every subject; nobody reads them.
     b.neuron(0, len(subjects), key={"one": 3.0}, value={"junk": 3.0})
     b.neuron(0, len(subjects) + 1, key={"is_subject": 3.0}, value={"junk": 3.0})
-    b.head(1, 0, match=[("is_last", "is_subject", _SHARP)], move=[(f"attr:{c}", f"out:{c}", 1.0) for c in cities])
+    b.head(1, 0, match=[("is_last", "is_subject", 2 * _SHARP), ("one", "is_bos", _SHARP)],
+           move=[(f"attr:{c}", f"out:{c}", 1.0) for c in cities])
 
     rows = []
     for opening in openings:
@@ -337,7 +339,7 @@ def or_gate() -> Compiled:
 def backup() -> Compiled:
     """Redundant heads: L0H0 names the name; L1H0 does it only if L0H0 did not (self-repair).
 
-    L1H0 looks at the name with score 60 - 60 * (how much of this name is already in the output) and at <bos> with 30.
+    L1H0 looks at the name with score 80 - 80 * (how much of this name is already in the output) and at <bos> with 40.
     """
     names = ["ann", "bob", "cid", "dan", "eve", "fay"]
     b = _Builder([*names, "then", "says"], [f"{kind}:{w}" for kind in ("tok", "out") for w in names]

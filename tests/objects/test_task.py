@@ -26,14 +26,20 @@ class WordModel:
             raise ValueError(f"{word!r} is {len(word.split())} tokens")
         return self.words.index(word.strip())
 
-    def last_logits(self, prompts):
+    def last_logits(self, prompts, grad=False):
         last = torch.tensor([self.words.index(p.split()[-1]) for p in prompts])
         return torch.eye(6)[last] * 3.0
 
 
 def make(**changes):
-    fields = dict(name="t", prompts=["in paris", "in rome"], corrupted=["in lima", "in oslo"],
-                  targets=["paris", "rome"], foils=["lima", "oslo"], labels=[{"kind": "a"}, {"kind": "b"}])
+    fields = dict(
+        name="t",
+        prompts=["in paris", "in rome"],
+        corrupted=["in lima", "in oslo"],
+        targets=["paris", "rome"],
+        foils=["lima", "oslo"],
+        labels=[{"kind": "a"}, {"kind": "b"}],
+    )
     return Task(**(fields | changes))
 
 
@@ -59,29 +65,40 @@ def test_metrics_carry_gradients():
 def test_subset_and_where_keep_items_together():
     one = make().subset([1])
     assert (one.prompts, one.targets, one.foils, one.corrupted, one.labels) == (
-        ["in rome"], ["rome"], ["oslo"], ["in oslo"], [{"kind": "b"}])
+        ["in rome"],
+        ["rome"],
+        ["oslo"],
+        ["in oslo"],
+        [{"kind": "b"}],
+    )
     assert make().where(kind="b") == one == make().subset([False, True]) == make().subset(slice(1, 2))
     assert make().subset(torch.tensor([1])) == one
     assert len(make().subset(1)) == 1
 
 
-@pytest.mark.parametrize("changes, says", [
-    (dict(prompts=[], targets=[]), "prompts.*non-empty"),
-    (dict(prompts="in paris"), "prompts.*list"),
-    (dict(targets=["paris"]), "targets.*1 entries for 2"),
-    (dict(foils=None), "foils.*missing"),
-    (dict(metric="loss"), "metric.*choose one of"),
-])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(prompts=[], targets=[]), "prompts.*non-empty"),
+        (dict(prompts="in paris"), "prompts.*list"),
+        (dict(targets=["paris"]), "targets.*1 entries for 2"),
+        (dict(foils=None), "foils.*missing"),
+        (dict(metric="loss"), "metric.*choose one of"),
+    ],
+)
 def test_structure_is_checked_at_once(changes, says):
     with pytest.raises(ValueError, match=says):
         make(**changes)
 
 
-@pytest.mark.parametrize("changes, says", [
-    (dict(corrupted=["in lima", "from in oslo"]), r"corrupted\[1\] has 3 tokens but prompts\[1\] has 2"),
-    (dict(targets=["paris", "rome oslo"]), r"targets\[1\].*single token"),
-    (dict(foils=["paris lima", "oslo"]), r"foils\[0\].*single token"),
-])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(corrupted=["in lima", "from in oslo"]), r"corrupted\[1\] has 3 tokens but prompts\[1\] has 2"),
+        (dict(targets=["paris", "rome oslo"]), r"targets\[1\].*single token"),
+        (dict(foils=["paris lima", "oslo"]), r"foils\[0\].*single token"),
+    ],
+)
 def test_tokens_are_checked_with_a_model(changes, says):
     task = make(**changes)
     with pytest.raises(ValueError, match=says):
