@@ -59,8 +59,8 @@ class Card(Rich):
     def html(self) -> str:
         row = '<div style="margin-top:.35em"><b>{}:</b> <span style="white-space:pre-wrap">{}</span></div>'
         fold = (
-            '<details style="margin-top:.35em"><summary>{}</summary>'
-            '<div style="white-space:pre-wrap;margin:.3em 0 0 1em">{}</div></details>'
+            '<details style="margin-top:.35em"><summary>{}</summary><div style="white-space:pre-wrap;margin:.3em 0 0 '
+            '1em">{}</div></details>'
         )
         parts = [f'<div style="font-weight:600">{escape(self.heading())}</div>']
         parts += [row.format(escape(label), escape(text)) for label, text in self.rows]

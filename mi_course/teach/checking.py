@@ -7,7 +7,7 @@ from typing import Any
 
 from . import journal
 from .cards import Card, display
-from .compare import describe, difference
+from .compare import describe, difference, wrong_kind
 from .exercises import Exercise, NotYet, Probe, get
 from .guard import Guarded, NotStarted, code_of, steady
 from .settings import strict
@@ -100,17 +100,21 @@ def _ask(probe: Probe | Any, guarded: Guarded) -> None:
         raise NotYet(guarded.tried, got=f"{type(error).__name__}: {error}", likely=likely) from error
     if plain:
         return
-    complaint = "" if _fits(got, probe.expected, probe.tolerance) else _complaint(got, probe)
-    if not complaint:
-        return
+    if not _fits(got, probe.expected, probe.tolerance):
+        expected = probe.means or describe(probe.expected)
+        raise NotYet(probe.tried, expected, describe(got), _likely_mistake(got, probe), probe.next)
+
+
+def _likely_mistake(got: Any, probe: Probe) -> str:
+    """A wrong type or dtype comes before the known mistakes, and these before what the numbers alone say."""
+    if kind := wrong_kind(got, probe.expected):
+        return kind
     known = [mistake for mistake, wrong in probe.diagnose.items() if _fits(got, wrong, probe.tolerance)]
-    raise NotYet(
-        probe.tried,
-        expected=probe.means or describe(probe.expected),
-        got=describe(got),
-        likely=known[0] if known else complaint,
-        next=probe.next,
-    )
+    if known:
+        return known[0]
+    if callable(probe.expected):
+        return "The result does not do what was expected."
+    return difference(got, probe.expected, probe.tolerance)
 
 
 def _fits(got: Any, wanted: Any, tolerance: float) -> bool:
@@ -123,15 +127,9 @@ def _fits(got: Any, wanted: Any, tolerance: float) -> bool:
         return False
 
 
-def _complaint(got: Any, probe: Probe) -> str:
-    if callable(probe.expected):
-        return "The result is None: is a `return` missing?" if got is None else "The result breaks this rule."
-    return difference(got, probe.expected, probe.tolerance)
-
-
 REFERENCE = (
-    "REFERENCE IN USE. The chapter goes on with the package's reference implementation in place of yours. "
-    "What follows is its result, not yours."
+    "REFERENCE IN USE. The chapter goes on with the package's reference implementation in place of yours. What "
+    "follows is its result, not yours."
 )
 
 

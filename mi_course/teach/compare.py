@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe", "difference"]
+__all__ = ["describe", "difference", "wrong_kind"]
 
 
 def describe(value: Any, most: int = 8) -> str:
@@ -67,6 +67,19 @@ def difference(got: Any, expected: Any, tolerance: float = 1e-4) -> str:
     if type(got) is not type(expected):
         return _wrong_type(got, f"a {type(expected).__name__}")
     return "" if got == expected else "The value differs."
+
+
+def wrong_kind(got: Any, expected: Any) -> str:
+    """ "" unless `got` is of another type or dtype than `expected`: then a sentence that says so."""
+    if got is None:
+        return _wrong_type(got, "a result")
+    if callable(expected):
+        return ""
+    if isinstance(expected, torch.Tensor) and isinstance(got, torch.Tensor):
+        return "" if got.dtype == expected.dtype else difference(got.reshape(-1)[:0], expected.reshape(-1)[:0])
+    if isinstance(expected, torch.Tensor) or type(got) in (str, dict):
+        return "" if type(got) is type(expected) else difference(got, expected)
+    return ""
 
 
 def _tensors_differ(got: Any, expected: torch.Tensor, tolerance: float) -> str:

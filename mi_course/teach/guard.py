@@ -12,7 +12,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import CodeType, FrameType
 from typing import Any
 
@@ -61,8 +61,8 @@ class Guarded:
                     self.tried,
                     expected="the inputs are as they were before the call",
                     got=f"an input tensor of shape {list(before.shape)} was changed in place",
-                    likely="An in-place operation (x -= ..., x[...] = ..., x.sub_()) wrote into an argument. "
-                    "The caller still needs it: work on a new tensor.",
+                    likely="An in-place operation (x -= ..., x[...] = ..., x.sub_()) wrote into an argument. The "
+                    "caller still needs it: work on a new tensor.",
                 )
         if left:
             raise NotYet(self.tried, expected="the model is as it was before the call", got=left[0], likely=ADVICE)
@@ -90,8 +90,8 @@ class Guarded:
 
 
 ADVICE = (
-    "Use a `with` block (`with mi.intervene(model, ...):`) or remove the handle in `finally`, "
-    "so that the model is left as it was."
+    "Use a `with` block (`with mi.intervene(model, ...):`) or remove the handle in `finally`, so that the model is "
+    "left as it was."
 )
 
 
@@ -165,9 +165,15 @@ def steady(seed: int = 0) -> Iterator[None]:
 
 
 class _Kept:
-    """What must not change in a model: its hooks, its forward methods and, where it is small, its weights."""
+    """What must not change in a model: its hooks, its forward methods and, where it is small, its weights.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    `model` is a torch module, or the course's wrapper, whose taps are then closed too.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.taps = model.taps.active([]) if hasattr(model, "taps") else nullcontext()
+        self.taps.__enter__()  # leaving this context takes away the edits that the answer left active
+        model = getattr(model, "hf", model)
         self.modules = list(model.modules())
         self.hooks = [{name: dict(getattr(m, name)) for name in HOOKS} for m in self.modules]
         self.forwards = [m.__dict__.get("forward") for m in self.modules]
@@ -177,30 +183,37 @@ class _Kept:
 
     def restore(self) -> str:
         """Put everything back. Returns a complaint, or "" when nothing had changed."""
-        hooks = forwards = weights = 0
-        for module, kept, forward in zip(self.modules, self.hooks, self.forwards, strict=True):
+        left = [
+            (module, name)
+            for module, kept in zip(self.modules, self.hooks)
+            for name in HOOKS
+            if self._more(module, name, kept)
+        ]
+        self.taps.__exit__(None, None, None)
+        for module, kept in zip(self.modules, self.hooks):
             for name in HOOKS:
                 now = getattr(module, name)
-                hooks += len(set(now) - set(kept[name]))
                 if dict(now) != kept[name]:
                     now.clear()
                     now.update(kept[name])
-            if module.__dict__.get("forward") is not forward:
-                forwards += 1
-                if forward is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = forward
-        for parameter, before in zip(self.parameters, self.weights, strict=False):
-            if not _same(parameter, before):
-                weights += 1
-                parameter.data.copy_(before)
+        replaced = [m for m, forward in zip(self.modules, self.forwards) if m.__dict__.get("forward") is not forward]
+        for module, forward in zip(self.modules, self.forwards):
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
+        changed = [(p, before) for p, before in zip(self.parameters, self.weights) if not _same(p, before)]
+        for parameter, before in changed:
+            parameter.data.copy_(before)
         found = [
-            (hooks, "hook(s) left on the model"),
-            (forwards, "replaced forward method(s)"),
-            (weights, "changed weight(s)"),
+            (left, "place(s) with hooks left on the model"),
+            (replaced, "replaced forward method(s)"),
+            (changed, "changed weight tensor(s)"),
         ]
-        return ", ".join(f"{count} {what}" for count, what in found if count)
+        return ", ".join(f"{len(things)} {what}" for things, what in found if things)
+
+    @staticmethod
+    def _more(module: torch.nn.Module, name: str, kept: dict) -> bool:
+        return bool(set(getattr(module, name)) - set(kept[name]))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -213,14 +226,18 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _models(arguments: Any, answer: Callable) -> list[torch.nn.Module]:
+def _models(arguments: Any, answer: Callable) -> list:
     """Models among the arguments, and among the variables that the answer's code names."""
     code = code_of(answer)
     named = getattr(answer, "__globals__", {})
     candidates = list(_leaves(arguments)) + [named[n] for n in (code.co_names if code else ()) if n in named]
     candidates += [cell.cell_contents for cell in getattr(answer, "__closure__", None) or () if _filled(cell)]
-    modules = [getattr(each, "hf", each) for each in candidates]
-    return list({id(m): m for m in modules if isinstance(m, torch.nn.Module)}.values())
+    found: dict[int, Any] = {}
+    for each in candidates:
+        module = getattr(each, "hf", each)
+        if isinstance(module, torch.nn.Module) and (each is not module or id(module) not in found):
+            found[id(module)] = each  # of a module and its wrapper, keep the wrapper
+    return list(found.values())
 
 
 def _filled(cell: Any) -> bool:
