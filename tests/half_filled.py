@@ -20,16 +20,23 @@ from mi_course.cli.build import find_masters
 from mi_course.cli.master import REGION, STUB, Chapter, Exercise, read_master
 
 ROOT = Path(__file__).parents[1]
-WRONG = "return None"
 
 
-def variants(chapter: Chapter, chapter_exercise: Exercise, source: str) -> dict[str, str]:
+def variants(chapter: Chapter, exercise: Exercise, source: str) -> dict[str, str]:
     """The other answers to one exercise: name of the variant -> source of the answer cell."""
-    name = chapter_exercise.name
-    found = {f"{name} left empty": REGION.sub(rf"\1{STUB}", source)}
-    if chapter_exercise is chapter.exercises[0]:
-        found[f"{name} answered wrongly"] = REGION.sub(rf"\1{WRONG}", source)
+    found = {f"{exercise.name} left empty": REGION.sub(rf"\1{STUB}", source)}
+    if exercise is chapter.exercises[0]:
+        found[f"{exercise.name} answered wrongly"] = wrong_answer(exercise, source)
     return found
+
+
+def wrong_answer(exercise: Exercise, source: str) -> str:
+    """The first wrong answer that tests/exercises has; where it has none, one that returns nothing."""
+    module = exercise.name.partition(".")[0]
+    if not (ROOT / "tests" / "exercises" / f"{module}.py").exists():
+        return REGION.sub(r"\1return None", source)
+    take = f'next(iter(WRONG["{exercise.name}"].values()))[0]'
+    return f"from tests.exercises.{module} import WRONG\n\n{exercise.function} = {take}"
 
 
 def run_chapter(chapter: Chapter) -> dict[str, str]:
