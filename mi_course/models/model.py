@@ -16,6 +16,7 @@ from . import weights
 from .batch import Batch
 from .families import family_of
 from .hooks import Taps
+from .memory import keep_freed
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,8 +55,8 @@ class Model:
 
     def __repr__(self) -> str:
         return (
-            f"Model({self.name}: {self.family.name}, {self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}, "
-            f"d_ffn {self.d_ffn}, vocabulary {self.n_vocab}, {self.dtype} on {self.device})"
+            f"Model({self.name}: {self.family.name}, {self.n_layers} layers x {self.n_heads} heads, "
+            f"d_model {self.d_model}, d_ffn {self.d_ffn}, vocabulary {self.n_vocab}, {self.dtype} on {self.device})"
         )
 
     def block(self, layer: int):
@@ -89,7 +90,7 @@ class Model:
                 raise ValueError(f"prompts[{i}] has an id outside 0 to {self.n_vocab - 1}; was it made for another model?")
         longest = max(map(len, rows))
         if longest > self.n_ctx:
-            raise ValueError(f"prompts: the longest has {longest} tokens; shorten it to {self.n_ctx}")
+            raise ValueError(f"prompts: one has {longest} tokens; {self.name} reads {self.n_ctx}, shorten it")
         return Batch.from_rows(rows, self._pad_id(), side, self.device)
 
     def _ids(self, prompt) -> Sequence[int]:
@@ -269,6 +270,7 @@ def wrap(hf, tokenizer=None, name: str | None = None) -> Model:
 
     if not hasattr(hf, "config"):
         raise TypeError(f"hf is a {type(hf).__name__}; give a Hugging Face causal LM (AutoModelForCausalLM)")
+    keep_freed()
     hf.eval()
     hf.config._attn_implementation = "eager"
     model = Model(hf, tokenizer, name)

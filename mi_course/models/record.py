@@ -1,5 +1,6 @@
 """record: run a model once and keep the activations of the named sites, nothing else."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -50,7 +51,20 @@ def record(model, prompts, sites, grad: bool = False) -> Cache:
     taps = [(site.at(None), _Recorder(site, values, batch, grad)) for site in dict.fromkeys(wanted)]
     with model.taps.active(taps):
         logits = model(batch, grad=grad)
+    if not grad:
+        _let_go(values)
     return Cache({str(site): values[str(site)] for site in wanted}, logits, batch)
+
+
+def _let_go(values: dict[str, Tensor]) -> None:
+    """Copy views of tensors that were not recorded whole, so that only the named sites stay in memory."""
+    recorded = Counter()
+    for value in values.values():
+        recorded[value.untyped_storage().data_ptr()] += value.nbytes
+    for key, value in values.items():
+        storage = value.untyped_storage()
+        if recorded[storage.data_ptr()] < storage.nbytes():
+            values[key] = value.clone()
 
 
 class _Recorder:
@@ -62,10 +76,7 @@ class _Recorder:
     def __call__(self, value: Tensor, where: Where) -> Tensor:
         index = (slice(None),) if self.position is None else self._index(where.axis, value.device)
         if not self.grad:
-            kept = value[index].detach()
-            # a view would keep the whole tensor of the port in memory
-            partial = kept.untyped_storage().nbytes() > kept.numel() * kept.element_size()
-            self.values[self.key] = kept.clone() if partial else kept
+            self.values[self.key] = value[index].detach()
             return value
         kept = value[index].clone() if value.requires_grad else value[index].clone().requires_grad_()
         self.values[self.key] = kept
