@@ -558,8 +558,8 @@ def planted_features(n_features: int = 24, d: int = 16, p_active: float = 0.05, 
     """
     if n_features < 3 or not 0 < p_active <= 0.25:
         raise ValueError(f"n_features={n_features} must be at least 3 and p_active={p_active} in (0, 0.25]")
-    generator = torch.Generator().manual_seed(seed)
-    f = torch.randn(n_features, d, generator=generator)
+    # Not the plain seed: an SAE initialised with the same seed would start at the very answer.
+    f = torch.randn(n_features, d, generator=torch.Generator().manual_seed(seed + 1_000_003))
     for _ in range(300):
         f = f / f.norm(dim=1, keepdim=True)
         overlap = f @ f.T - torch.eye(n_features)
