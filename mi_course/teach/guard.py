@@ -7,6 +7,7 @@ back afterwards: inputs, hooks, weights (of models small enough to copy), gradie
 
 from __future__ import annotations
 
+import dis
 import functools
 import random
 import sys
@@ -73,7 +74,7 @@ class Guarded:
         if isinstance(error, NotYet):
             raise error
         frames = traceback.extract_tb(error.__traceback__)
-        if isinstance(error, NotImplementedError) and "site-packages" not in frames[-1].filename:
+        if isinstance(error, NotImplementedError) and _is_stub(error):
             if self.calls == 1:
                 raise NotStarted from error
             raise NotYet(
@@ -108,6 +109,16 @@ def _likely(error: Exception) -> str:
     ):
         return "Shapes do not fit. Print the shapes of both sides; `keepdim=True` or `[..., None]` often mends it."
     return "The function stops with this error. Call it by hand on the input above to see the whole traceback."
+
+
+def _is_stub(error: NotImplementedError) -> bool:
+    """Was it a `raise` of the learner's? torch and other libraries use the same exception for what they cannot do."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    raised_here = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"  # else: raised inside a compiled library
+    return raised_here and "site-packages" not in code.co_filename
 
 
 def code_of(answer: Any) -> CodeType | None:

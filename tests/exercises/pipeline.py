@@ -1,4 +1,4 @@
-"""Answers to the exercises of chapter 00: RIGHT ones, written in different ways, and WRONG ones with what the check must say.
+"""Answers to the exercises of chapter 00: RIGHT ones, each written differently; WRONG ones with what they are told.
 
 RIGHT: exercise -> answers.  WRONG: exercise -> {name: (answer, part of the message)}.
 """

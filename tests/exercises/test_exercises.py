@@ -5,7 +5,7 @@ For each module mi_course/teach/checks/<chapter>.py there is a module tests/exer
     RIGHT = {exercise: [answer, answer, ...]}                          at least two, written differently
     WRONG = {exercise: {name: (answer, "part of the message")}}        at least four, each with its own message
 
-Mistakes that fit every exercise (nothing returned, inputs changed, an exception, ...) are made here from the right answers.
+Mistakes that fit every exercise (nothing returned, an exception, ...) are made here from the right answers.
 """
 
 import dis

@@ -63,11 +63,9 @@ def _check_refusal_score() -> Iterator[Probe]:
             "This is the probability P itself; the score is log P - log(1 - P).": torch.tensor([2 / 6]),
             "This is the odds P / (1 - P) without the logarithm.": torch.tensor([0.5]),
             "The sign is turned round: a model that refuses must score high.": torch.tensor([math.log(4 / 2)]),
-            "Only one of the refusal tokens is counted; a refusal can open with any of them.": torch.tensor(
-                [math.log(1 / 5)]
-            ),
-            "P came out above 1. The softmax must run over the vocabulary (axis -1), not over the prompts.": lambda got: (
-                bool(got.isnan().any())
+            "Only one of the refusal tokens is counted; a refusal can open with any.": torch.tensor([math.log(1 / 5)]),
+            "P came out above 1. The softmax must run over the vocabulary, not over the prompts.": lambda got: bool(
+                got.isnan().any()
             ),
             "A mean (or a maximum) over tokens does not count how many there are. Probabilities add up: sum the "
             "exponentials of the logits, not the logits.": torch.zeros(1),
@@ -310,10 +308,12 @@ def _check_head_effects() -> Iterator[Probe]:
     model, task = _tiny_model_and_task()
     truth = _effects_by_erasing_weights(model, task)
     base = task.measure(model).mean()
-    layers = _effects_by_erasing_weights(model, task, whole_layers=True)[:, None].expand_as(truth)
-    tried = "a small random model of 2 layers x 3 heads, 4 prompts; compared with erasing each head's rows of W_O"
+
+    def like(a: Tensor, b: Tensor) -> bool:
+        return torch.allclose(a, b, atol=1e-4)
+
     yield Probe(
-        tried=tried,
+        tried="a random model of 2 layers x 3 heads, 4 prompts; compared with erasing each head's rows of W_O",
         args=(model, task),
         expected=truth,
         tolerance=1e-3,
@@ -322,19 +322,18 @@ def _check_head_effects() -> Iterator[Probe]:
             "The base was not taken away: this is the metric itself under each ablation.": truth + base,
             "These are sizes without signs. Helping and hindering heads must be told apart.": truth.abs(),
             "These are sums over the items; take the mean.": truth * len(task),
-            "This is the effect on the first item only; take the mean over the items.": lambda got: (
-                got.shape == truth.shape
-                and torch.allclose(got, _effects_by_erasing_weights(model, task.subset(1)), atol=1e-4)
+            "This is the effect on the first item only; take the mean over the items.": lambda got: like(
+                got, _effects_by_erasing_weights(model, task.subset(1))
             ),
-            "The whole layer was ablated, so that all its heads have the same effect.": layers,
+            "The whole layer was ablated, so that all its heads have the same effect.": lambda got: like(
+                got, _effects_by_erasing_weights(model, task, whole_layers=True)[:, None].expand_as(truth)
+            ),
+            "Heads were ablated on top of each other. Leave the `with` block before the next head, so that only one "
+            "is missing at a time.": lambda got: like(got, _effects_by_erasing_weights(model, task, piling_up=True)),
             "Rows and columns are swapped: the result is [n_layers, n_heads].": lambda got: got.shape == truth.T.shape,
             "The item axis is left: take the mean over items for each head.": lambda got: got.dim() == 3,
             "The effects were rescaled. Leave them in the units of the metric.": lambda got: _parallel(got, truth),
-            "Heads were ablated on top of each other. Leave the `with` block before the next head, so that only one "
-            "is missing at a time.": _effects_by_erasing_weights(model, task, piling_up=True),
-            "Only the last position was ablated. Heads write at all positions.": lambda got: (
-                got.shape == truth.shape and torch.allclose(got[-1], truth[-1], atol=1e-4)
-            ),
+            "Only the last position was ablated. Heads write at all positions.": lambda got: like(got[-1], truth[-1]),
         },
     )
     model, task = _tiny_model_and_task(n_layers=3, n_heads=2)
