@@ -46,6 +46,7 @@ class Compiled:
     expected   "<zero|mean|noising|denoising> <sites>" -> change of the task's mean logit difference, exact
     note       what this model shows, in two sentences
     others     further tasks, by name
+    directions named unit vectors [d_model] of the residual stream, where one stands for a variable
     """
 
     name: str
@@ -58,6 +59,7 @@ class Compiled:
     edges: list[str] = field(default_factory=list)
     expected: dict[str, float] = field(default_factory=dict)
     others: dict[str, Task] = field(default_factory=dict)
+    directions: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def wrap(self):
         """The model in the course's wrapper, ready for `record` and `intervene`."""
@@ -514,8 +516,50 @@ def mediation() -> Compiled:
              "effect 3; the indirect effect is 2. In a linear model they add up; in general they do not.")
 
 
+def decodable() -> Compiled:
+    """Decodable but unused: `happy loud it says` gives shout. L0H0 brings the volume; L0H1 the mood, which none reads.
+
+    Each variable is a direction: +1 for loud and happy, -1 for quiet and sad. A probe reads both from x1 without error;
+    erasing `mood` changes no logit, erasing `volume` leaves no preference.
+    """
+    values = {"loud": ("volume", 1.0), "quiet": ("volume", -1.0), "happy": ("mood", 1.0), "sad": ("mood", -1.0)}
+    fillers = ["it", "he", "she", "so"]
+    b = _Builder([*values, *fillers, "says", "shout", "whisper"],
+                 ["is_volume", "is_mood", "is_last", "said:volume", "said:mood", "volume", "-volume", "mood", "-mood"],
+                 n_layers=2)
+    b.embed("says", "is_last")
+    for word, (variable, sign) in values.items():
+        b.embed(word, f"is_{variable}")
+        b.embeddings[word][f"said:{variable}"] = sign
+    for head, variable in enumerate(("volume", "mood")):
+        # written with both signs, so that erasing the direction keeps the state balanced (see LayerNorm above)
+        b.head(0, head, match=[("is_last", f"is_{variable}", _SHARP)],
+               move=[(f"said:{variable}", variable, 1.0), (f"said:{variable}", f"-{variable}", -1.0)])
+    b.unembed("volume", "shout", _LOGIT / 2)
+    b.unembed("-volume", "whisper", _LOGIT / 2)
+    rows, labels = [], []
+    for mood in ("happy", "sad"):
+        for volume, other in (("loud", "quiet"), ("quiet", "loud")):
+            target, foil = ("shout", "whisper") if volume == "loud" else ("whisper", "shout")
+            for w in fillers:
+                rows.append((f"{mood} {volume} {w} says", f"{mood} {other} {w} says", target, foil))
+                labels.append({"mood": mood, "volume": volume})
+    model, tokenizer = b.build()
+    directions = {}
+    for variable in ("volume", "mood"):
+        direction = torch.zeros(model.config.n_embd)
+        direction[b.feature_index[variable]], direction[b.feature_index[f"-{variable}"]] = 0.5**0.5, -(0.5**0.5)
+        directions[variable] = direction
+    return Compiled(
+        "decodable", model, tokenizer, _task("volume", "decodable", rows, labels), answer=["L0H0"], decoys=["L0H1"],
+        expected={"zero L0H0": -_LOGIT, "zero L0H1": 0.0, "noising L0H0": -2 * _LOGIT, "noising L0H1": 0.0},
+        directions=directions,
+        note="That a probe reads a variable shows that it is there, not that the model uses it. Only the intervention "
+             "tells the two directions apart.")
+
+
 ALL = {f.__name__: f for f in (induction, lookup, cancelling, and_gate, or_gate, backup, saturated, rotated_basis,
-                               constant_bias, polysemantic, mediation)}
+                               constant_bias, polysemantic, mediation, decodable)}
 
 
 # -------------------------------------------------------------------------------------------------- planted features

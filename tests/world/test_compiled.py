@@ -237,6 +237,22 @@ def test_rotated_basis_fools_the_lens_and_not_a_learned_map():
     assert torch.equal((final[:, -1] @ W_U).argmax(-1), target)
 
 
+@torch.no_grad()
+def test_a_variable_is_decodable_and_unused():
+    c = compiled.decodable()
+    model = c.wrap()
+    cache = mi.record(model, c.task.prompts, ["x1@-1"])
+    for variable, (plus, minus) in {"mood": ("happy", "sad"), "volume": ("loud", "quiet")}.items():
+        truth = torch.tensor([1.0 if label[variable] == plus else -1.0 for label in c.task.labels])
+        probe = torch.linalg.pinv(cache["x1@-1"][::2], rtol=1e-4) @ truth[::2]
+        assert ((cache["x1@-1"][1::2] @ probe).sign() == truth[1::2]).all()          # held-out items, no error
+        assert minus in {label[variable] for label in c.task.labels}
+    with mi.intervene(model, mi.project("x1", c.directions["mood"])):
+        assert torch.allclose(model(c.task.prompts), cache.logits, atol=1e-5)
+    with mi.intervene(model, mi.project("x1", c.directions["volume"])):
+        assert c.task.measure(model).abs().max() < 1e-5
+
+
 def test_polysemantic_neuron_spills_into_the_other_task():
     c = compiled.polysemantic()
     numbers = c.others["numbers"]
