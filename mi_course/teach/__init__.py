@@ -7,11 +7,12 @@ from .checking import CheckFailed, check, hint
 from .journal import progress
 from .papers import cite, find_papers
 from .plots import bars, curves, heatmap, lens_table, show, side_effects
-from .quizzes import quiz
+from .quizzes import Question, quiz
 from .widgets import circuitsvis, steering_slider
 
 __all__ = [
     "CheckFailed",
+    "Question",
     "bars",
     "check",
     "circuitsvis",

@@ -336,3 +336,6 @@ WRONG = {
         ),
     },
 }
+
+# Changes that leave an answer right: logits are [B, V], so the last axis is axis 1.
+SAME = {"pipeline.refusal_score": {f"score_by_log_softmax, line {line}: -1 -> +1" for line in (2, 3, 6)}}

@@ -17,6 +17,7 @@ import torch
 from mi_course.teach import exercises
 from mi_course.teach.checking import examine
 from mi_course.teach.guard import code_of
+from tests.exercises.mutants import mutants
 
 ANSWERS = {}
 for chapter in exercises.chapters():
@@ -151,3 +152,16 @@ def test_the_packages_own_function_is_refused(name):
         state, told = message(name, answer)
         assert state == "not yet"
         assert "package's own" in told
+
+
+# --- answers spoilt by machine ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_mutant_of_a_right_answer_survives(name):
+    """SAME in the module of answers lists the changes that leave an answer right."""
+    same = getattr(ANSWERS[name.partition(".")[0]], "SAME", {}).get(name, ())
+    plain = [answer for answer in answers("RIGHT", name) if answer.__name__ != "<lambda>"]
+    tried = [(f"{a.__name__}, {what}", mutant) for a in plain for what, mutant in mutants(a)]
+    assert len(tried) >= 3, "give right answers as plain functions, with operators or numbers in them"
+    assert {what for what, mutant in tried if examine(exercises.get(name), mutant)[0] == "done"} == set(same)
