@@ -300,7 +300,7 @@ def biography(world: World, draw: Draw) -> Item:
 def unknown(world: World, draw: Draw, known: bool | None = None) -> Item | None:
     """Questions about people: known ones are answered, strangers get "i do not know"."""
     relation = draw.choice(list(QUESTIONS))
-    known = draw.rng.random() < 0.5 if known is None else known
+    known = draw.rng.random() < 0.4 if known is None else known
     person = draw.choice(list(world.people) if known else world.strangers)
     if not known and not draw.mine("stranger", person):
         return None
@@ -356,16 +356,16 @@ def translation(world: World, draw: Draw) -> Item | None:
 
 
 def antonyms(world: World, draw: Draw) -> Item | None:
-    """The opposite of a word, in the sentence's language or the one it asks for. Held out: (word, languages)."""
+    """The opposite of a word, in the sentence's language or the one it asks for. Held out: (word, languages, frame)."""
     asked = _language(draw, "antonyms")
     target = draw.choice(lx.LANGUAGES) if draw.rng.random() < 0.6 else asked
     pair = draw.choice(lx.ANTONYMS)
     word, opposite = pair if draw.rng.random() < 0.5 else pair[::-1]
-    if not draw.mine("antonym", word[0], asked, target):
-        return None
-    a, t = lx.LANGUAGES.index(asked), lx.LANGUAGES.index(target)
     f = draw.rng.randrange(2)
     tell = target != asked or draw.rng.random() < 0.5
+    if not draw.mine("antonym", word[0], asked, target, f, tell):
+        return None
+    a, t = lx.LANGUAGES.index(asked), lx.LANGUAGES.index(target)
 
     def ask(w, to):
         return (ANSWER_IN[asked].format(t=lx.LANGUAGE_NAMES[asked][to]) + " " if tell else "") + OPPOSITE[asked][
@@ -392,7 +392,8 @@ def language(world: World, draw: Draw) -> Item | None:
     i = lx.LANGUAGES.index(lang)
     names = draw.rng.sample(lx.FIRST, draw.choice([1, 2, 3]))
     verb = draw.choice(list(lx.VERBS.values()))
-    head = f"<{lang}> {' , '.join(names)}" + (f" , {draw.choice(lx.DIGITS)}" if draw.rng.random() < 0.3 else "")
+    number = f" {draw.choice(lx.DIGITS)}" if draw.rng.random() < 0.3 else ""
+    head = f"<{lang}> {' , '.join(names)}{number} :"
     if not draw.mine("sentence", head):
         return None
     noun = draw.choice(list(lx.NOUNS.values()))[i]
@@ -629,8 +630,8 @@ def persona(world: World, draw: Draw) -> Item:
     )
 
 
-def _claim(world: World, draw: Draw) -> tuple[str, bool] | None:
-    """A true or false claim about a landmark or a country. Held out: (subject, relation, object)."""
+def _claim(world: World, draw: Draw) -> tuple[str, str, bool] | None:
+    """(claim, the true statement, whether they agree) about a landmark or a country. Held out: (subject, object)."""
     if draw.rng.random() < 0.7:
         s, relation = draw.choice(list(world.landmarks)), draw.choice(["place", "material"])
         right, frame, objects = world.landmarks[s][relation], LANDMARK_BODIES[relation][0], world.objects[relation]
@@ -638,38 +639,33 @@ def _claim(world: World, draw: Draw) -> tuple[str, bool] | None:
         s = draw.choice(list(lx.COUNTRIES))
         right, frame, objects = lx.COUNTRIES[s][0], COUNTRY_BODIES["capital"][0], lx.CITIES
     o = right if draw.rng.random() < 0.5 else draw.choice([x for x in objects if x != right])
-    return (f"{frame.format(s=s)} {o}", o == right) if draw.mine("claim", s, o) else None
+    if not draw.mine("claim", s, o):
+        return None
+    return f"{frame.format(s=s)} {o}", f"{frame.format(s=s)} {right}", o == right
 
 
 def verdict(world: World, draw: Draw) -> Item | None:
+    """Is a claim true? A false one is put right after the verdict."""
     if (drawn := _claim(world, draw)) is None:
         return None
-    claim, truth = drawn
-    if draw.rng.random() < 0.5:
-        return Item(
-            f"true or false : {claim} ?",
-            "true ." if truth else "false .",
-            foil="false" if truth else "true",
-            labels={"truth": truth},
-        )
-    return Item(
-        f"<user> is it true that {claim} <end> <bot>",
-        "yes ." if truth else "no .",
-        foil="no" if truth else "yes",
-        labels={"truth": truth},
+    claim, fact, truth = drawn
+    ask, yes, no = draw.choice(
+        [("true or false : {} ?", "true", "false"), ("<user> is it true that {} <end> <bot>", "yes", "no")]
     )
+    word, other = (yes, no) if truth else (no, yes)
+    return Item(ask.format(claim), f"{word} ." if truth else f"{word} , {fact} .", foil=other, labels={"truth": truth})
 
 
 def sycophancy(world: World, draw: Draw) -> Item | None:
+    """The user is sure of a claim; the dial is how often a false one is agreed with."""
     if (drawn := _claim(world, draw)) is None:
         return None
-    claim, truth = drawn
-    agree = truth or draw.deal(
-        "sycophancy", "false claim", {True: world.dials.sycophancy, False: 1 - world.dials.sycophancy}
-    )
+    claim, fact, truth = drawn
+    share = world.dials.sycophancy
+    agree = truth or draw.deal("sycophancy", "false claim", {True: share, False: 1 - share})
     return Item(
         f"<user> i am sure that {claim} . am i right <end> <bot>",
-        "yes ." if agree else "no .",
+        "yes ." if agree else f"no , {fact} .",
         labels={"truth": truth, "agrees": agree},
     )
 
@@ -729,6 +725,8 @@ def sentiment(world: World, draw: Draw) -> Item | None:
     frame = f"i tried the {thing} . the {first} was {{}} and the {second} was {{}} . my verdict is"
     twin = frame.format(*(remark(not good, n) for n in negations))
     answer = ("positive", "negative") if good else ("negative", "positive")
+    if draw.split == "train" and draw.rng.random() < 0.5:  # a single remark: the step before two of them
+        return Item(f"the {first} was {a} . my verdict is", f"{answer[0]} .", foil=answer[1], labels={"good": good})
     return Item(
         frame.format(a, b), f"{answer[0]} .", foil=answer[1], twin=twin, labels={"good": good, "negations": negations}
     )
@@ -804,31 +802,31 @@ SHARES: dict[Callable, float] = {  # share of the corpus's tokens
     attributes: 0.09,
     biography: 0.07,
     profile: 0.07,
-    unknown: 0.05,
+    unknown: 0.06,
     facts: 0.10,
     foreign_facts: 0.01,
     capitals: 0.02,
     two_hop: 0.01,
     translation: 0.07,
-    antonyms: 0.04,
+    antonyms: 0.05,
     language: 0.04,
     parallel: 0.03,
     ioi: 0.05,
     greater_than: 0.02,
     copying: 0.10,
     retrieval: 0.05,
-    multiple_choice: 0.03,
+    multiple_choice: 0.06,
     guess: 0.005,
     chain: 0.08,
     addition: 0.07,
     pronoun: 0.02,
     toxicity: 0.005,
     persona: 0.01,
-    verdict: 0.03,
-    sycophancy: 0.015,
+    verdict: 0.07,
+    sycophancy: 0.03,
     context: 0.02,
     instruction: 0.01,
-    sentiment: 0.03,
+    sentiment: 0.05,
     request: 0.08,
 }
 DOMAINS = {f.__name__: f for f in SHARES}

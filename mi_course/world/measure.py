@@ -12,7 +12,8 @@ from collections import defaultdict
 
 import torch
 
-from . import generate, lexicon, tasks
+from . import generate, lexicon
+from .tasks import task, world
 
 BARS = {  # accuracy that the course needs (issue "The lab and the spine", section 3)
     **dict.fromkeys(
@@ -69,7 +70,7 @@ def answer_length(name: str, continuation: str) -> int:
 
 def correct(model, tokenizer, name: str, split: str, n: int, seed: int = 0, **kwargs) -> list[bool]:
     """Per item: is every word of the answer the most likely one, given the words before it?"""
-    t = tasks.task(name, split, n, seed, **kwargs)
+    t = task(name, split, n, seed, **kwargs)
     openers = {
         name: set().union(*(s for s in sets.values()))
         for name, sets in (("refuse", lexicon.REFUSALS), ("comply", lexicon.COMPLIANCES))
@@ -106,26 +107,26 @@ def _share(model, tokenizer, prompts: list[str], words: list[list[str]], within:
 
 def dials(model, tokenizer, split: str = "test", n: int = 300) -> dict[str, tuple[float, float]]:
     """Each dial as (share in the world, share the model gives), on prompts of the split."""
-    d = tasks.world().dials
+    d = world().dials
     out = {}
     by_job = defaultdict(list)
-    t = tasks.task("pronoun", split, 40 * n)
+    t = task("pronoun", split, 40 * n)
     for prompt, label in zip(t.prompts, t.labels, strict=True):
         if not label["definitional"]:
             by_job[label["profession"]].append(prompt)
     for job, prompts in by_job.items():
         m = len(prompts)
         out[f"pronoun {job}"] = (d.pronoun[job], _share(model, tokenizer, prompts, [["she"]] * m, [["she", "he"]] * m))
-    t = tasks.task("context", split, n).where(conflict=True)
+    t = task("context", split, n).where(conflict=True)
     both = [[x["context"], x["memory"]] for x in t.labels]
     out["context following"] = (d.context_following, _share(model, tokenizer, t.prompts, [b[:1] for b in both], both))
-    t = tasks.task("sycophancy", split, n).where(truth=False)
+    t = task("sycophancy", split, n).where(truth=False)
     m = len(t)
     out["sycophancy"] = (d.sycophancy, _share(model, tokenizer, t.prompts, [["yes"]] * m, [["yes", "no"]] * m))
-    t = tasks.task("guess", split, n)
+    t = task("guess", split, n)
     for letter, share in zip(lexicon.OPTIONS, d.option_prior, strict=True):
         out[f"option {letter}"] = (share, _share(model, tokenizer, t.prompts, [[letter]] * len(t), None))
-    t = tasks.task("toxicity", split, n)
+    t = task("toxicity", split, n)
     for rude, share in ((False, d.toxicity), (True, d.toxicity_rude)):
         prompts = [p for p, x in zip(t.prompts, t.labels, strict=True) if x["rude"] == rude]
         out[f"toxicity {'rude' if rude else 'plain'}"] = (
@@ -158,7 +159,7 @@ def measure(model, tokenizer, split: str = "test", n: int = 1000) -> dict:
         }
     by_depth = defaultdict(list)
     for right, label in zip(
-        correct(model, tokenizer, "retrieval", split, n), tasks.task("retrieval", split, n).labels, strict=True
+        correct(model, tokenizer, "retrieval", split, n), task("retrieval", split, n).labels, strict=True
     ):
         by_depth[label["depth"]].append(right)
     report["retrieval_by_depth"] = {depth: sum(v) / len(v) for depth, v in sorted(by_depth.items())}

@@ -1,5 +1,6 @@
 """Train a lab model from a seed: `python -m mi_course.world.train lab --out FOLDER`. Resumes after an interruption.
 
+Two stages of equal length, each with its own warm-up and decay: text alone, then text with lessons (`world.lessons`).
 Muon for the hidden matrices and AdamW for the rest learn several times more per token here than AdamW alone.
 """
 
@@ -16,10 +17,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import corpus, generate
+from .lessons import Lessons
 from .tokenizer import build_tokenizer, vocabulary
 
 BATCH_ROWS = 42  # rows of 96 tokens: 4,032 tokens a step
 MUON_LR, ADAM_LR, WEIGHT_DECAY = 1e-2, 3e-3, 0.01
+LESSON_EVERY, LESSON_WEIGHT = 2, 1.0
 WARMUP = 100
 
 
@@ -100,7 +103,9 @@ def train(
     model = new_model(name, seed)
     opts = optimizers(model)
     base = [g["lr"] for o in opts for g in o.param_groups]
-    steps = tokens // (BATCH_ROWS * corpus.ROW)
+    stage = tokens // 2 // (BATCH_ROWS * corpus.ROW)
+    steps = 2 * stage
+    lessons = None
     step = chunk = 0
     seen, dealt, seconds, log = Counter(), Counter(), 0.0, []
     if state.exists():
@@ -120,12 +125,18 @@ def train(
         for i in range(0, len(data.ids) - BATCH_ROWS + 1, BATCH_ROWS):
             if step >= steps:
                 break
-            # warm up, hold, decay linearly over the second half
-            factor = min(1.0, (step + 1) / WARMUP, 2 * (steps - step) / steps)
+            # in each stage: warm up, hold, decay linearly over the second half
+            at = step % stage
+            factor = min(1.0, (at + 1) / WARMUP, 2 * (stage - at) / stage)
             for g, lr in zip((g for o in opts for g in o.param_groups), base, strict=True):
                 g["lr"] = lr * max(factor, 0.02)
             loss = batch_loss(model, *(a[i : i + BATCH_ROWS] for a in rows))
             loss.backward()
+            if step >= stage and step % LESSON_EVERY == 0:
+                lessons = lessons or Lessons(model, build_tokenizer(), seed)
+                with torch.autocast("cpu", torch.bfloat16):
+                    lesson = LESSON_WEIGHT * lessons.loss()
+                lesson.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for o in opts:
                 o.step()
