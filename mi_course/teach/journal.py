@@ -17,7 +17,7 @@ from typing import Any
 from .cards import Rich
 from .exercises import chapters, names
 
-__all__ = ["Progress", "forget", "note_check", "note_hint", "note_quiz", "path", "progress"]
+__all__ = ["Progress", "forget", "note_check", "note_hint", "path", "progress"]
 
 _session: dict[str, dict] = {}
 
@@ -83,10 +83,6 @@ def note_check(name: str, state: str) -> None:
 
 def note_hint(name: str, n: int) -> None:
     _note(name, hints=n)
-
-
-def note_quiz(name: str, right: int, asked: int) -> None:
-    _note(f"quiz:{name}", state="done" if right == asked else "not yet", right=right, asked=asked)
 
 
 def forget() -> None:

@@ -6,19 +6,14 @@ kernel, and stores no widget state). Plain-text front ends list the options firs
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from string import ascii_lowercase
 
-from . import exercises, journal
 from .cards import Rich
-from .settings import strict
 
-__all__ = ["Option", "Question", "Quiz", "questions", "quiz"]
-
-_registered: dict[str, list[Question]] = {}
+__all__ = ["Option", "Question", "Quiz", "quiz"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with two to six options, exactly one of them right."""
+    """A question with two to six options `(text, reason)`; the one right option is `(text, reason, True)`."""
 
     text: str
     options: tuple[Option, ...]
@@ -53,8 +48,8 @@ class Question:
 class Quiz(Rich):
     """Questions; with `answers` also the verdict on each."""
 
-    def __init__(self, name: str, questions: Sequence[Question], answers: str | None = None) -> None:
-        self.name, self.questions = name, tuple(questions)
+    def __init__(self, questions: Sequence[Question], answers: str | None = None) -> None:
+        self.questions = tuple(questions)
         self.answers = None if answers is None else self._read(answers)
 
     def _read(self, answers: str) -> str:
@@ -106,39 +101,8 @@ class Quiz(Rich):
         return f"<div style='max-width:60em'>{''.join(parts)}</div>"
 
 
-def questions(name: str, *asked: tuple[str, list[tuple]]) -> None:
-    """Declare the quiz `name`: questions `(text, options)`, options `(text, reason)`, or `(text, reason, True)` if
-    right.
-
-    Quizzes are declared in the chapter's module of checks, `mi_course/teach/checks/<chapter>.py`.
-    """
-    if not asked:
-        raise ValueError(f"quiz {name!r} has no question")
-    _registered[name] = [Question(text, tuple(options)) for text, options in asked]
-
-
-def quiz(what: str | Sequence[Question | tuple], answers: str | None = None) -> Quiz:
-    """Show a quiz; `answers="bac"` (one letter for each question) gives the verdicts and notes the result.
-
-    what: the name of a declared quiz, or a list of questions `(text, options)`. Raises KeyError for an unknown name,
-    ValueError for malformed questions or answers.
-    """
-    if isinstance(what, str):
-        name, asked = what, _get(what)
-    else:
-        name, asked = "", [each if isinstance(each, Question) else Question(each[0], tuple(each[1])) for each in what]
-        if not asked:
-            raise ValueError("the list of questions is empty: give at least one (text, options)")
-    shown = Quiz(name, asked, answers)
-    if name and shown.answers and not strict():
-        journal.note_quiz(name, shown.right, len(asked))
-    return shown
-
-
-def _get(name: str) -> list[Question]:
-    if name not in _registered:
-        exercises.names()  # imports the modules in which exercises and quizzes are declared
-    if name not in _registered:
-        near = difflib.get_close_matches(name, _registered, n=3) or list(_registered)
-        raise KeyError(f"no quiz {name!r}; did you mean {', '.join(near) or '(none is declared)'}?")
-    return _registered[name]
+def quiz(questions: Sequence[Question], answers: str | None = None) -> Quiz:
+    """Show questions; `answers="bac"`, one letter for each, gives the verdicts. ValueError for malformed answers."""
+    if not questions or not all(isinstance(each, Question) for each in questions):
+        raise ValueError("questions must be a non-empty list of Question(text, options)")
+    return Quiz(questions, answers)

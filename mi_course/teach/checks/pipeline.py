@@ -1,4 +1,4 @@
-"""Chapter 00, the whole pipeline: checks of its exercises and its quiz.
+"""Chapter 00, the whole pipeline: checks of its exercises.
 
 Behaviour: refusal. Measure it, find its direction, remove the direction, rank the heads, and put a null band beside
 the result. The functions without an underscore are the references that a chapter uses while an exercise is open.
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..exercises import NotYet, Probe, exercise
-from ..quizzes import questions
 
 if TYPE_CHECKING:
     from mi_course.models import Model
@@ -533,81 +532,3 @@ def _check_null_band() -> Iterator[Probe | Callable]:
 
 def _near(got: tuple, wanted: tuple) -> bool:
     return all(abs(float(g) - w) < 1e-3 for g, w in zip(got, wanted))
-
-
-# --- quiz ------------------------------------------------------------------------------------------------------------
-
-questions(
-    "00.sign",
-    (
-        "Zeroing a head changes the refusal score by -2. What does that say?",
-        [
-            (
-                "The head works against refusal.",
-                "The effect is F(ablated) - F(base). The score fell when the head was missing, so the head had pushed "
-                "it up.",
-            ),
-            (
-                "The head helps refusal, in this model and on these prompts.",
-                "Without it the score is 2 lower. That is all: other heads may do the same job, and other prompts may "
-                "not need it.",
-                True,
-            ),
-            (
-                "Refusal sits in this head.",
-                "One ablation shows that the head is used. Whether it is enough by itself is another question, and a "
-                "direction that many heads write can look the same.",
-            ),
-        ],
-    ),
-)
-
-questions(
-    "00.null_band",
-    (
-        "A steering vector lowers refusal by 0.3. Random vectors of the same length change it by 0.1 on average, s.d. "
-        "0.15. What now?",
-        [
-            (
-                "It works: 0.3 is three times the average.",
-                "The average is the wrong yardstick. The band is 0.1 +- 0.3, from -0.2 to 0.4, and 0.3 lies inside it.",
-            ),
-            (
-                "No evidence yet: 0.3 lies inside the band from -0.2 to 0.4.",
-                "A random vector does this often. Try a better direction or more items, which make the band narrower "
-                "where noise between items widens it.",
-                True,
-            ),
-            (
-                "The vector has no effect.",
-                "It changed the score by 0.3. What is missing is a reason to believe that its direction, and not its "
-                "length, did it.",
-            ),
-        ],
-    ),
-)
-
-questions(
-    "00.side_effects",
-    (
-        "After ablating the direction, harmful requests are answered. Which measurement do you need before you call "
-        "it a refusal direction?",
-        [
-            (
-                "More harmful requests, until the rate is exact.",
-                "Worth having, but it cannot tell a lost refusal from a broken model, which also stops refusing.",
-            ),
-            (
-                "The loss on text that has nothing to do with requests, and the effect of random directions.",
-                "Both can prove you wrong: a broken model has a higher loss everywhere, and a fragile one reacts to "
-                "any direction.",
-                True,
-            ),
-            (
-                "The cosine between the direction and the unembedding of `sorry`.",
-                "That says what the direction writes to the output, not what happens to the rest of the behaviour "
-                "when it is gone.",
-            ),
-        ],
-    ),
-)
