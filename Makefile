@@ -6,12 +6,14 @@
 PYTHON ?= python3
 ENV := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)),.venv)
 PY := $(ENV)/bin/python
-ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+# No look-up of updates or news: the course works offline. JupyterLab refuses to run as root without being told.
+LAB_FLAGS := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
+	$(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: lab test build lock
 
 lab: $(ENV)/.mi-course-lab
-	$(PY) -m jupyter lab $(ROOT_FLAG) chapters
+	$(PY) -m jupyter lab $(LAB_FLAGS) --LabApp.default_url=/lab/tree/chapters
 
 test: $(ENV)/.mi-course-test
 	$(PY) tests/run.py
