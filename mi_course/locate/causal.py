@@ -7,8 +7,8 @@ Signs (audit A16). F is the task's metric; every score is F(intervened) - F(base
     denoising   base = corrupted run, object <- clean run            a helpful object scores above 0
     tracing     denoising, where the corruption is noise on the subject's embeddings (Meng et al. 2022)
 
-Downstream parts compute again, so these are total effects of the object. Single ablations understate objects that have a
-backup (audit A17): remove the set together with `ablate_together`.
+Downstream parts compute again, so these are total effects of the object. Single ablations understate objects that have
+a backup (audit A17): remove the set together with `ablate_together`.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def activation_probability(model, documents: Sequence, batch_size: int = 64, pos
 def entropy_over(probability: torch.Tensor) -> torch.Tensor:
     """Entropy (nats) over dim 0 of probability / its sum: [K, ...] -> [...], between 0 and log K.
 
-    A neuron that is never on has no preference: it gets log K. (The released code gives it 0, the best score, and relies
-    on a later filter to throw it out.)
+    A neuron that is never on has no preference: it gets log K. (The released code gives it 0, the best score, and
+    relies on a later filter to throw it out.)
     """
     total = probability.sum(0)
     share = torch.where(total > 0, probability / total.clamp_min(1e-12), 1 / probability.shape[0])

@@ -1,7 +1,7 @@
 """Amplitude manipulation (survey section 4.1, Eq. 19): switch objects off, to their mean, or up and down.
 
-Each function returns a list of edits for `mi.intervene(model, *edits)`; alpha = 1 is the identity, alpha = 0 is zeroing.
-It is the same operation as an ablation in locate/causal.py, with another purpose: to change behaviour, not to explain it.
+Each function returns a list of edits for `mi.intervene(model, *edits)`; alpha = 1 is the identity, alpha = 0 zeroing.
+It is the same operation as an ablation in locate/causal.py, with another purpose: to change behaviour, not to explain.
 """
 
 from __future__ import annotations

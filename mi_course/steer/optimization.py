@@ -62,9 +62,9 @@ def optimise_values(
     """The values v*: what the FFN should write at each subject so that the model says the target. Returns [n, d].
 
     Adds a vector delta to the FFN output at the subject's last token and minimises, with Adam, the mean over the fact's
-    prompts of -log p(target), plus decay (|delta| / |v|)^2, with |delta| <= clamp |v|; v is what the FFN writes there now
-    (published: 20 steps, 0.5, 0.5, 4; the KL term to the subject's essence is left out). Every fact is its own problem;
-    all are optimised in one batch.
+    prompts of -log p(target), plus decay (|delta| / |v|)^2, with |delta| <= clamp |v|; v is what the FFN writes there
+    now (published: 20 steps, 0.5, 0.5, 4; the KL term to the subject's essence is left out). Every fact is its own
+    problem; all are optimised in one batch.
 
     Args:
         prompts: for each of n facts its prompts (the fact alone, the fact after other text ...), equally many for each.
@@ -80,15 +80,16 @@ def optimise_values(
     size = v.norm(dim=-1, keepdim=True)
     delta = torch.zeros_like(v, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=learning_rate)
+    push = edit(site, lambda value: value + delta.repeat_interleave(per_fact, 0)[:, None], where)
     for _ in range(steps):
-        with intervene(model, edit(site, lambda value: value + delta.repeat_interleave(per_fact, 0)[:, None], where)):
+        with intervene(model, push):
             log_p = model.last_logits(batch, grad=True).float().log_softmax(-1)
         nll = -log_p.gather(-1, targets[:, None]).unflatten(0, (-1, per_fact)).mean(1)
         loss = nll.sum() + decay * (delta / size).square().sum()
         (delta.grad,) = torch.autograd.grad(loss, delta)  # of delta alone: the weights collect no gradients
         optimiser.step()
         with torch.no_grad():
-            delta *= (clamp * size / delta.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
+            delta.mul_((clamp * size / delta.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1))
     return v + delta.detach()
 
 

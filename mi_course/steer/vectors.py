@@ -2,7 +2,7 @@
 
     mean difference       v = mean(x | positive) - mean(x | negative)                      (22)
     addition              x + alpha v                                                      (21)
-    directional ablation  x - (x . r) r, at every write to the stream, r = v / |v|         (no formula in the survey, A25)
+    directional ablation  x - (x . r) r, at every write to the stream, r = v / |v|         (not in the survey, A25)
     orthogonalisation     W <- W - (W r) r for every weight that writes: the same thing in the weights
 
 Report the strength against the size of the state, `relative_norm`, since alpha alone has no scale (A24).
@@ -89,8 +89,8 @@ def relative_norm(model, vector: torch.Tensor, site: str, prompts: Sequence) -> 
 def orthogonalise(model, direction: torch.Tensor) -> WeightEdit:
     """Directional ablation in the weights: W <- W - (W r) r for every weight and bias that writes to the stream.
 
-    That is W_E, learned positions, W_O, b_O, W_out and b_out (audit A25). Equal to `ablate_direction` to float error. An
-    unembedding that is tied to W_E stays as it was. ValueError for families with a norm between block and stream.
+    That is W_E, learned positions, W_O, b_O, W_out and b_out (audit A25). Equal to `ablate_direction` to float error.
+    An unembedding that is tied to W_E stays as it was. ValueError for families with a norm between block and stream.
     """
     family = model.family
     if family.attn_post_norm or family.mlp_post_norm:
@@ -98,7 +98,9 @@ def orthogonalise(model, direction: torch.Tensor) -> WeightEdit:
             f"{family.name} has a norm between block and stream, so no weight writes there; use ablate_direction"
         )
     r = unit(direction)
-    blocks = [f"{family.blocks}.{l}.{part}" for l in range(model.n_layers) for part in (family.o, family.mlp_out)]
+    blocks = [
+        f"{family.blocks}.{layer}.{part}" for layer in range(model.n_layers) for part in (family.o, family.mlp_out)
+    ]
     deltas = {}
     for path in [family.embed, *([family.pos] if family.pos else []), *blocks]:
         module = model.hf.get_submodule(path)

@@ -15,7 +15,7 @@ class WeightEdit:
     """Adds strength * delta to named parameters for as long as the context lasts.
 
     deltas: parameter name of the Hugging Face module (as in `model.hf.get_parameter`) -> change of the same shape.
-    strength 0 is the identity. On leaving, the very parameters of before are back, bit for bit, also after an exception.
+    strength 0 is the identity. On leaving, the very parameters of before are back, also after an exception.
 
     The parameter is replaced in its own module only. An embedding that is tied to the unembedding is therefore untied
     while the edit lasts: editing the one leaves the other as it was.
@@ -34,7 +34,9 @@ class WeightEdit:
                 module = model.hf.get_submodule(path)
                 old = module._parameters[parameter]
             except (AttributeError, KeyError):
-                raise KeyError(f"deltas: the model has no parameter {name!r}; names are those of hf.named_parameters()")
+                raise KeyError(
+                    f"deltas: the model has no parameter {name!r}; names are those of hf.named_parameters()"
+                ) from None
             if old is None or old.shape != delta.shape:
                 raise ValueError(
                     f"deltas[{name!r}] has shape {tuple(delta.shape)}; the parameter has "

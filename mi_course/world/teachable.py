@@ -16,12 +16,14 @@ Every measure states its definition, its controls and whether it passes.
 from __future__ import annotations
 
 import argparse
+import inspect
 import itertools
 import json
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -36,12 +38,12 @@ N_TEST = 200
 DRAWS = 20  # random objects in each null band
 
 
-def last_token(model, prompts: Sequence, edits: Sequence = (), batch_size: int = 256) -> torch.Tensor:
-    """[n, V] next-token probabilities of the prompts under the edits."""
+def next_word(model, prompts: Sequence, edits: Sequence = (), batch_size: int = 256) -> torch.Tensor:
+    """[n] the most likely next token of each prompt under the edits."""
     parts = []
-    with torch.no_grad(), mi.intervene(model, *edits):
+    with mi.intervene(model, *edits):
         for start in range(0, len(prompts), batch_size):
-            parts.append(model.last_logits(prompts[start : start + batch_size]).float().softmax(-1))
+            parts.append(model.last_logits(prompts[start : start + batch_size]).argmax(-1))
     return torch.cat(parts)
 
 
@@ -52,8 +54,17 @@ def ids(model, words) -> torch.Tensor:
 def rate(hits: torch.Tensor) -> dict:
     """A share with its Wilson interval."""
     n, k = len(hits), int(hits.sum())
-    low, high = wilson(k, n)
-    return {"rate": round(k / n, 4), "n": n, "interval": [round(low, 3), round(high, 3)]}
+    return {"rate": k / n, "n": n, "interval": wilson(k, n)}
+
+
+def share_of(hits: torch.Tensor) -> float:
+    return hits.float().mean().item()
+
+
+def band(values) -> dict:
+    """The null band of random objects, as numbers."""
+    null = null_band(values)
+    return {"mean": null.mean, "sd": null.sd, "draws": null.n}
 
 
 def rounded(x, digits: int = 4):
@@ -61,156 +72,161 @@ def rounded(x, digits: int = 4):
     if isinstance(x, torch.Tensor):
         x = x.tolist()
     if isinstance(x, dict):
-        return {str(k): rounded(v, digits) for k, v in x.items()}
+        return {
+            k if isinstance(k, str) else " ".join(map(str, k)) if isinstance(k, tuple) else str(k): rounded(v, digits)
+            for k, v in x.items()
+        }
     if isinstance(x, (list, tuple)):
         return [rounded(v, digits) for v in x]
     return round(x, digits) if isinstance(x, float) else x
 
 
+def subjects(model, task) -> tuple[list[tuple[int, int]], list[int]]:
+    """Subject spans [start, end) and last positions of a task's prompts, counted in tokens with <bos>."""
+    bos = len(model.tokenize(task.prompts[:1]).ids[0]) - len(task.prompts[0].split())
+    spans = [(label["subject"][0] + bos, label["subject"][1] + bos) for label in task.labels]
+    return spans, [len(prompt.split()) + bos - 1 for prompt in task.prompts]
+
+
 # --- i: few heads ----------------------------------------------------------------------------------------------------
+class HeadShares:
+    """Share of the effect of ablating all heads that some heads carry, by kind of ablation, on one task."""
+
+    def __init__(self, model, task, means):
+        self.sweep, self.means = causal.Sweep(model, task), means
+        self.base = self.sweep.measure().mean().item()
+        self.all_heads = self.change(causal.heads(model))
+
+    def change(self, sites) -> dict[str, float]:
+        """Change of the mean logit difference when the sites are ablated together."""
+        edits = {kind: causal.ablation(sites, kind, self.means) for kind in causal.KINDS}
+        return {kind: self.sweep.measure(edits[kind]).mean().item() - self.base for kind in causal.KINDS}
+
+    def __call__(self, sites) -> dict[str, float]:
+        return {kind: value / self.all_heads[kind] for kind, value in self.change(sites).items()}
+
+    def worst(self, sites) -> float:
+        return min(self(sites).values())
+
+
 def few_heads(model, most: int = 6, wanted: float = 0.8) -> dict:
-    """Share of the joint effect of all heads that at most six heads carry, the same heads for zero and mean ablation."""
-    result = {
-        "definition": "share = change of the mean logit difference when the chosen heads are ablated together / change "
-        "when all heads are. Heads are chosen greedily on train items by the smaller of the zero and the mean share; the "
-        "shares shown are those of test items. Means: over all tokens of the train prompts.",
-    }
+    """At most six heads carry 80 % of the joint effect of all heads, in indirect object and in copying.
+
+    Share: change of the mean logit difference when the chosen heads are ablated together / change when all heads are.
+    The same heads must do for zero and for mean ablation (means over all tokens of the train prompts). They are chosen
+    greedily on train items by the smaller of the two shares; what is shown and judged are the shares on test items.
+    Control: random sets of as many other heads.
+    """
+    result = {}
     for name in ("ioi", "copying"):
         train, test = world.task(name, split="train", n=48), world.task(name, split="test", n=N_TEST)
         sites = causal.heads(model)
         means = causal.site_means(model, train.prompts, sites)
-
-        def shares(sweep):
-            base = sweep.measure().mean()
-            effect = {k: sweep.measure(causal.ablation(sites, k, means)).mean() - base for k in causal.KINDS}
-
-            def share(chosen):
-                change = {k: sweep.measure(causal.ablation(chosen, k, means)).mean() - base for k in causal.KINDS}
-                return {k: (change[k] / effect[k]).item() for k in causal.KINDS}
-
-            return share, base.item(), {k: v.item() for k, v in effect.items()}
-
-        on_train, _, _ = shares(causal.Sweep(model, train))
-        singles = {site: on_train([site]) for site in sites}
-        # candidates after the first step: heads that do something alone, and a few more
-        promising = sorted(sites, key=lambda s: -max(singles[s].values()))[:10]
-        chosen = [max(sites, key=lambda s: min(singles[s].values()))]
-        best = min(singles[chosen[0]].values())
+        on_train, on_test = HeadShares(model, train, means), HeadShares(model, test, means)
+        single = {site: on_train([site]) for site in sites}
+        promising = sorted(sites, key=lambda s: max(single[s].values()), reverse=True)[:10]
+        chosen, best = [], 0.0
         while len(chosen) < most and best < wanted + 0.1:
-            tried = {s: min(on_train([*chosen, s]).values()) for s in promising if s not in chosen}
+            tried = {s: on_train.worst([*chosen, s]) for s in promising if s not in chosen}
             chosen.append(max(tried, key=tried.get))
             best = tried[chosen[-1]]
-        on_test, base, effect = shares(causal.Sweep(model, test))
-        share = on_test(chosen)
-        rng = random.Random(0)
         others = [site for site in sites if site not in chosen]
-        random_sets = [on_train(rng.sample(others, len(chosen))) for _ in range(DRAWS)]
+        rng = random.Random(0)
+        null = [on_train(rng.sample(others, len(chosen))) for _ in range(DRAWS)]
+        share = on_test(chosen)
         result[name] = {
             "accuracy": test.accuracy(model),
-            "logit difference": base,
-            "effect of all heads": effect,
+            "logit difference": on_test.base,
+            "effect of all heads": on_test.all_heads,
             "heads": chosen,
             "share": share,
-            "random sets of other heads (train)": {k: _band([s[k] for s in random_sets]) for k in causal.KINDS},
+            "random sets of other heads (train)": {kind: band([s[kind] for s in null]) for kind in causal.KINDS},
             "all other heads ablated: share": on_test(others),
-            "strongest single heads": {
-                s: singles[s] for s in sorted(sites, key=lambda s: -min(singles[s].values()))[:8]
-            },
-            "passed": all(v >= wanted for v in share.values()),
+            "strongest single heads": {s: single[s] for s in promising},
+            "passed": all(value >= wanted for value in share.values()),
         }
-    result["passed"] = all(result[name]["passed"] for name in ("ioi", "copying"))
+    result["passed"] = all(row["passed"] for row in result.values())
     return result
-
-
-def _band(values) -> dict:
-    band = null_band(values)
-    return {"mean": band.mean, "sd": band.sd, "low": band.low, "high": band.high}
 
 
 # --- ii: refusal direction -------------------------------------------------------------------------------------------
 def refusal_direction(model) -> dict:
-    """One direction (mean difference of harmful and harmless requests) ablated everywhere, and added."""
-    harmful = {split: world.task("refusal_harmful", split=split, n=N_TEST) for split in generate.SPLITS}
-    harmless = {split: world.task("refusal_harmless", split=split, n=N_TEST) for split in generate.SPLITS}
+    """One direction turns refusal off when it is ablated everywhere, and on when it is added.
+
+    Direction: mean state of harmful minus mean state of harmless train requests, at one layer and position. Refused:
+    the most likely next word opens a refusal, in any language. Ablated: projected out of every write to the stream, at
+    all positions. Added: alpha times the difference at its own layer, at all positions or the last. Layer, position and
+    alpha are chosen on validation items (of equally good ones, what costs other domains least). Loss: per document, in
+    every domain without requests. Control: random directions of the same length, used in the same way.
+    """
+    splits = generate.SPLITS
+    bad = {split: world.task("refusal_harmful", split=split, n=N_TEST) for split in splits}
+    good = {split: world.task("refusal_harmless", split=split, n=N_TEST) for split in splits}
     openers = ids(model, [word for table in lexicon.REFUSALS.values() for word in table])
     agreeing = ids(model, [word for table in lexicon.COMPLIANCES.values() for word in table])
 
     def refused(task, edits=()):
-        return torch.isin(last_token(model, task.prompts, edits).argmax(-1), openers)
+        return torch.isin(next_word(model, task.prompts, edits), openers)
 
     sites = [f"x{layer}@{p}" for layer in range(1, model.n_layers) for p in (-1, -2, -3)]
-    difference = vectors.mean_differences(model, harmful["train"].prompts, harmless["train"].prompts, sites)
-    validation = (harmful["validation"].subset(100), harmless["validation"].subset(100))
+    difference = vectors.mean_differences(model, bad["train"].prompts, good["train"].prompts, sites)
     table = {}
     for site in sites:
-        v, layer = difference[site], site.split("@")[0]
-        off = refused(validation[0], vectors.ablate_direction(model, v)).float().mean().item()
-        on = {
-            (where, alpha): refused(validation[1], [vectors.add_vector(v, layer, alpha, where)]).float().mean().item()
-            for where in ("all", "last")
-            for alpha in (1.0, 1.5, 2.0, 3.0)
-        }
-        # the weakest strength that is within .01 of the best
-        how = min((k for k in on if on[k] >= max(on.values()) - 0.01), key=lambda k: k[1])
-        table[site] = {"ablated": off, "added": on[how], "how": how, "added, all, alpha 1": on["all", 1.0]}
-    # of the directions within .02 of the best on both counts: the one that costs other domains least
-    worst_of = {s: max(table[s]["ablated"], 1 - table[s]["added"]) for s in sites}
-    candidates = [s for s in sites if worst_of[s] <= min(worst_of.values()) + 0.02]
-    held = [t for d, texts in world.documents("validation", 12).items() if d != "request" for t in texts]
-    for s in candidates:
-        table[s]["loss change when ablated"] = _loss_change(model, held, vectors.ablate_direction(model, difference[s]))
-    best = min(candidates, key=lambda s: table[s]["loss change when ablated"])
-    v, (where, alpha) = difference[best], table[best]["how"]
-    ablate = vectors.ablate_direction(model, v)
-    add = [vectors.add_vector(v, best.split("@")[0], alpha, where)]
-    bad, good = harmful["test"], harmless["test"]
+        off = share_of(refused(bad["validation"].subset(slice(100)), vectors.ablate_direction(model, difference[site])))
+        on = {}
+        for how in itertools.product(("all", "last"), (1.0, 1.5, 2.0, 3.0)):
+            on[how] = share_of(refused(good["validation"].subset(slice(100)), [_added(difference[site], site, how)]))
+        how = min((h for h in on if on[h] >= max(on.values()) - 0.01), key=lambda h: h[1])  # the weakest that works
+        table[site] = {"ablated": off, "added": on[how], "how": how}
+    failure = {s: max(table[s]["ablated"], 1 - table[s]["added"]) for s in sites}
+    held = [t for domain, texts in world.documents("validation", 12).items() if domain != "request" for t in texts]
+    for site in sites:
+        if failure[site] <= min(failure.values()) + 0.02:
+            edits = vectors.ablate_direction(model, difference[site])
+            table[site]["loss change"] = _loss_change(model, held, edits)
+    site = min((s for s in sites if "loss change" in table[s]), key=lambda s: table[s]["loss change"])
+    v, how = difference[site], table[site]["how"]
+    ablate, add = vectors.ablate_direction(model, v), [_added(v, site, how)]
     rates = {
-        "harmful, base": rate(refused(bad)),
-        "harmful, ablated": rate(refused(bad, ablate)),
-        "harmful, ablated: complied": rate(torch.isin(last_token(model, bad.prompts, ablate).argmax(-1), agreeing)),
-        "harmless, base": rate(refused(good)),
-        "harmless, added": rate(refused(good, add)),
+        "harmful refused": rate(refused(bad["test"])),
+        "harmful refused, ablated": rate(refused(bad["test"], ablate)),
+        "harmful complied with, ablated": rate(torch.isin(next_word(model, bad["test"].prompts, ablate), agreeing)),
+        "harmless refused": rate(refused(good["test"])),
+        "harmless refused, added": rate(refused(good["test"], add)),
     }
-    documents = {d: texts for d, texts in world.documents("test", 40).items() if d != "request"}
     spill = {
-        d: {"ablated": _loss_change(model, texts, ablate), "added": _loss_change(model, texts, add)}
-        for d, texts in documents.items()
+        domain: {"ablated": _loss_change(model, texts, ablate), "added": _loss_change(model, texts, add)}
+        for domain, texts in world.documents("test", 40).items()
+        if domain != "request"
     }
-    worst = max(spill, key=lambda d: spill[d]["ablated"])
+    mean_spill = {kind: sum(row[kind] for row in spill.values()) / len(spill) for kind in ("ablated", "added")}
     generator = torch.Generator().manual_seed(0)
     randoms = [torch.randn(v.shape, generator=generator) for _ in range(DRAWS)]
     randoms = [r * v.norm() / r.norm() for r in randoms]
-    layer = best.split("@")[0]
-    null = {
-        "ablated": _band([refused(bad, vectors.ablate_direction(model, r)).float().mean().item() for r in randoms]),
-        "added": _band(
-            [refused(good, [vectors.add_vector(r, layer, alpha, where)]).float().mean().item() for r in randoms]
-        ),
-    }
-    mean_change = sum(s["ablated"] for s in spill.values()) / len(spill)
     checks = {
-        "harmful refused >= .99": rates["harmful, base"]["rate"] >= 0.99,
-        "ablated <= .05": rates["harmful, ablated"]["rate"] <= 0.05,
-        "mean loss of other domains within .02": abs(mean_change) <= 0.02,
-        "harmless refused <= .01": rates["harmless, base"]["rate"] <= 0.01,
-        "added >= .95": rates["harmless, added"]["rate"] >= 0.95,
+        "harmful refused >= .99": rates["harmful refused"]["rate"] >= 0.99,
+        "ablated <= .05": rates["harmful refused, ablated"]["rate"] <= 0.05,
+        "loss of other domains within .02": abs(mean_spill["ablated"]) <= 0.02,
+        "harmless refused <= .01": rates["harmless refused"]["rate"] <= 0.01,
+        "added >= .95": rates["harmless refused, added"]["rate"] >= 0.95,
     }
     return {
-        "definition": "direction = mean state of harmful minus harmless train requests at one layer and position. Refused: the "
-        "most likely next word opens a refusal in some language. Ablated: projected out of every write to the stream, all "
-        "positions. Added: alpha x the difference at its layer (positions as given). Layer, position, alpha on validation.",
-        "chosen": {"site": best, "alpha": alpha, "positions": where},
-        "relative norm": vectors.relative_norm(model, alpha * v, layer, bad.prompts),
+        "chosen": {"site": site, "positions": how[0], "alpha": how[1]},
+        "relative norm": vectors.relative_norm(model, how[1] * v, site.split("@")[0], bad["test"].prompts),
         **rates,
-        "loss change when ablated, mean over domains": mean_change,
-        "loss change when added, mean over domains": sum(s["added"] for s in spill.values()) / len(spill),
-        "worst domain": {worst: spill[worst]},
-        "loss changes": spill,
-        "random directions": null,
-        "validation table": table,
+        "random, ablated": band([share_of(refused(bad["test"], vectors.ablate_direction(model, r))) for r in randoms]),
+        "random, added": band([share_of(refused(good["test"], [_added(r, site, how)])) for r in randoms]),
+        "loss change, mean over domains": mean_spill,
+        "loss change, worst domain": max(spill.items(), key=lambda item: item[1]["ablated"]),
+        "loss change by domain": spill,
+        "validation": table,
         "checks": checks,
         "passed": all(checks.values()),
     }
+
+
+def _added(vector: torch.Tensor, site: str, how: tuple[str, float]):
+    return vectors.add_vector(vector, site.split("@")[0], alpha=how[1], positions=how[0])
 
 
 def _loss_change(model, texts, edits) -> float:
@@ -221,72 +237,52 @@ def _loss_change(model, texts, edits) -> float:
 
 # --- iii: causal tracing ---------------------------------------------------------------------------------------------
 def tracing(model, name: str = "facts") -> dict:
-    """Average indirect effect at the last subject token in the first half of the layers, and at a control token."""
-    task = _with_metric(world.task(name, split="test", n=N_TEST), "prob")
-    bos = len(model.tokenize([task.prompts[0]]).ids[0]) - len(task.prompts[0].split())
-    spans = [(label["subject"][0] + bos, label["subject"][1] + bos) for label in task.labels]
-    last = [len(prompt.split()) + bos - 1 for prompt in task.prompts]
+    """Causal tracing of facts finds an early site at the last subject token.
+
+    Noise of 3 s.d. of the embeddings on all subject tokens; effect = P(object) with clean states restored minus
+    P(object) without, mean over items. First half: x1 ... x{L/2}, or mlp0 ... mlp{L/2-1}. Window: so many neighbouring
+    layers are restored together. The best layer, kind and window count; the single state is shown beside it. Control:
+    the token after the subject, where that is not the last one (tokens before the subject are clean: effect 0).
+    Beside it: the same with another subject (the twin) in place of noise.
+    """
+    task = replace(world.task(name, split="test", n=N_TEST), metric="prob")
+    spans, last = subjects(model, task)
     roles = {
         "first subject token": [start if end - start > 1 else None for start, end in spans],
         "last subject token": [end - 1 for _, end in spans],
         "token after subject": [end if end < z else None for (_, end), z in zip(spans, last)],
         "last token": last,
     }
-    half = range(1, model.n_layers // 2 + 1)  # x1 ... x_{L/2} are the outputs of the first half of the blocks
-    result, best = {}, None
+    grids, found = {}, []
     for kind, window in (("x", 1), ("x", 3), ("mlp", 1), ("mlp", 3)):
         trace = causal.causal_trace(model, task, spans, roles, kind=kind, window=window)
-        average = trace.average
-        key = f"{kind}, window {window}"
-        result[key] = {role: average[:, i] for i, role in enumerate(trace.roles)}
-        for layer in half if kind == "x" else [h - 1 for h in half]:
-            subject = average[layer, 1].item()
-            control = average[layer, 2].item()
-            found = {"site": f"{kind}{layer}", "window": window, "effect": subject, "control": control}
-            if best is None or _trace_score(found) > _trace_score(best):
-                best = found
-            if key == "x, window 1" and (layer == half[0] or subject > result["best single state"]["effect"]):
-                result["best single state"] = found
-    swapped = _swap_subject(model, task, roles)
-    checks = {
-        "effect >= .3": best["effect"] >= 0.3,
-        "at least 3 x the control": best["effect"] >= 3 * max(best["control"], 0),
-    }
+        grids[f"{kind}, window {window}"] = {role: trace.average[:, i] for i, role in enumerate(trace.roles)}
+        first = 1 if kind == "x" else 0
+        for layer in range(first, first + model.n_layers // 2):
+            effect, control = trace.average[layer, 1].item(), trace.average[layer, 2].item()
+            found.append({"site": trace.sites[layer], "window": window, "effect": effect, "control": control})
+    passing = [f for f in found if f["effect"] >= 0.3 and f["effect"] >= 3 * f["control"]]
     return {
-        "definition": "noise of 3 s.d. of the embeddings on all subject tokens; effect = P(object) with the states restored "
-        "minus without, mean over items. First half: x1 ... x{L/2}, or mlp0 ... mlp{L/2-1}. Window: "
-        "neighbouring layers restored together. Control: the token after the subject, where that is not the last token (tokens before the subject are clean: effect 0).",
-        "P clean": trace.clean.mean().item(),
-        "P noised": trace.corrupted.mean().item(),
         "n": len(task),
         "n control": sum(p is not None for p in roles["token after subject"]),
-        "best": best,
-        **result,
-        "subject swapped (twin), state restored": swapped,
-        "checks": checks,
-        "passed": all(checks.values()),
+        "P clean": trace.clean.mean().item(),
+        "P noised": trace.corrupted.mean().item(),
+        "best": max(passing or found, key=lambda f: f["effect"]),
+        "best single state": max(
+            (f for f in found if f["site"][0] == "x" and f["window"] == 1), key=lambda f: f["effect"]
+        ),
+        **grids,
+        "another subject, x restored": _other_subject(model, task, roles),
+        "passed": bool(passing),
     }
 
 
-def _trace_score(found: dict) -> float:
-    return (
-        min(found["effect"], 0.3) + min(found["effect"] / max(3 * found["control"], 1e-3), 1.0) + found["effect"] / 100
-    )
-
-
-def _with_metric(task, metric: str):
-    from dataclasses import replace
-
-    return replace(task, metric=metric)
-
-
-def _swap_subject(model, task, roles) -> dict:
-    """The same with another subject of equal length in place of noise: denoising of P(object) by layer and role."""
+def _other_subject(model, task, roles) -> dict:
+    """Denoising of P(object) when the prompt names another subject of equal length: role -> effect by layer."""
     if task.corrupted is None:
         return {}
     layers = [f"x{layer}" for layer in range(model.n_layers + 1)]
-    with torch.no_grad():
-        states = mi.record(model, task.prompts, layers)
+    states = mi.record(model, task.prompts, layers)
     sweep = causal.Sweep(model, task, on="corrupted")
     base = sweep.measure()
     curves = {}
@@ -321,135 +317,121 @@ def language_documents(n: int = 300, seed: int = 0) -> dict[str, list[str]]:
             return texts
 
 
-def language_neurons(model) -> dict:
-    """Zero the LAPE neurons of one language: how often does the answer come in another language?"""
-    words = {language: ids(model, sorted(own)) for language, own in language_words().items()}
-    names = ("language", "translation", "antonyms")
+LANGUAGE_TASKS = ("language", "translation", "antonyms")
 
-    def cases(split, language, n):
-        chosen = []
-        for name in names:
-            task = world.task(name, split=split, n=3 * n)
-            chosen.append([p for p, label in zip(task.prompts, task.labels) if label["language"] == language][:n])
-        return chosen
+
+def language_neurons(model) -> dict:
+    """Zeroing the neurons of one language moves the output to another one.
+
+    Cases: held-out prompts of language, translation and antonyms that the model answers with a word of the language.
+    Moved: with the language's neurons at zero, at every token, the most likely word belongs to another language. The
+    neurons are LAPE's (bar .8) on train texts; where it counts (all tokens of documents, or the answer position of
+    prompts), its rate and the lowest layer are chosen on validation. z: distance from the null in its s.d., the smaller
+    of two nulls: random neurons, and random neurons of the same layers. One language that passes is enough.
+    """
+    words = {language: ids(model, sorted(own)) for language, own in language_words().items()}
+    cases = {split: _by_language(split) for split in generate.SPLITS}
 
     def moved(prompts, language, sites):
-        """Of the prompts answered in the language: the share answered in another one when the sites are zeroed."""
-        base = torch.isin(last_token(model, prompts).argmax(-1), words[language])
-        answer = last_token(model, prompts, _zero_neurons(model, sites)).argmax(-1)
-        elsewhere = torch.isin(answer, torch.cat([w for other, w in words.items() if other != language]))
-        return elsewhere[base]
+        before, after = next_word(model, prompts), next_word(model, prompts, _zero_neurons(model, sites))
+        elsewhere = torch.cat([own for other, own in words.items() if other != language])
+        return torch.isin(after, elsewhere)[torch.isin(before, words[language])]
 
-    def own_neurons(found, top_rate, language, lowest):
-        return [s for s in found.select(top_rate, 0.8)[language] if int(s[1 : s.index("N")]) >= lowest]
+    def neurons_of(variant, top_rate, lowest, language):
+        own = found[variant].select(top_rate, 0.8)[language]
+        return [site for site in own if mi.Site.parse(site).layer >= lowest]
 
-    in_documents = magnitude.lape(model, language_documents())
-    at_answer = {
-        language: [p for prompts in cases("train", language, 300) for p in prompts] for language in lexicon.LANGUAGES
+    at_answer = {language: [p for own in by_task.values() for p in own] for language, by_task in cases["train"].items()}
+    found = {
+        "documents": magnitude.lape(model, language_documents()),
+        "answers": magnitude.lape(model, at_answer, position=-1),
     }
-    variants = {
-        "all tokens of train documents": in_documents,
-        "answer position of train prompts": magnitude.lape(model, at_answer, position=-1),
-    }
-    rows, best = {}, None
+    rows = {}
     for language in lexicon.LANGUAGES:
-        validation = [p for prompts in cases("validation", language, 40) for p in prompts]
+        validation = [p for own in cases["validation"][language].values() for p in own[:40]]
         options = {}
-        for variant, found in variants.items():
-            for top_rate, lowest in itertools.product((0.02, 0.05, 0.1, 0.2), (0, model.n_layers // 2)):
-                sites = own_neurons(found, top_rate, language, lowest)
-                if sites:
-                    options[variant, top_rate, lowest] = moved(validation, language, sites).float().mean().item()
-        variant, top_rate, lowest = max(options, key=lambda k: (round(options[k], 2), -k[1]))
-        sites = own_neurons(variants[variant], top_rate, language, lowest)
-        prompts = cases("test", language, N_TEST)
-        together = [p for group in prompts for p in group]
-        hits = moved(together, language, sites)
-        sample = together[:: max(1, len(together) // N_TEST)]
+        for option in itertools.product(found, (0.02, 0.05, 0.1, 0.2), (0, model.n_layers // 2)):
+            if sites := neurons_of(*option, language):
+                options[option] = share_of(moved(validation, language, sites))
+        best = max(options, key=lambda option: (round(options[option], 2), -option[1]))
+        sites = neurons_of(*best, language)
+        test = {name: own for name, own in cases["test"][language].items() if own}
+        everything = [p for own in test.values() for p in own]
+        hits = moved(everything, language, sites)
+        sample = everything[:: max(1, len(everything) // N_TEST)]
         null = {
-            "random neurons": [_random_neurons(model, sites, seed, matched=False) for seed in range(DRAWS)],
-            "random neurons, same layers": [_random_neurons(model, sites, seed, matched=True) for seed in range(DRAWS)],
+            kind: null_band(
+                share_of(moved(sample, language, _random_neurons(model, sites, seed, matched))) for seed in range(DRAWS)
+            )
+            for kind, matched in (("random neurons", False), ("random neurons of the same layers", True))
         }
-        bands = {
-            name: null_band([moved(sample, language, s).float().mean().item() for s in sets])
-            for name, sets in null.items()
-        }
-        z = min(min(band.z(hits.float().mean().item()) for band in bands.values()), 999.0)
-        per_layer = [sum(s.startswith(f"L{layer}N") for s in sites) for layer in range(model.n_layers)]
+        z = min(999.0, *(n.z(share_of(hits)) for n in null.values()))
         rows[language] = {
-            "chosen": {"lape": variant, "top_rate": top_rate, "from layer": lowest},
+            "chosen": dict(zip(("lape on", "rate", "from layer"), best)),
             "neurons": len(sites),
-            "neurons by layer": per_layer,
+            "neurons by layer": _by_layer(model, sites),
             "moved": rate(hits),
-            "by task": {n: rate(moved(p, language, sites)) for n, p in zip(names, prompts) if p},
-            **{name: {"mean": band.mean, "sd": band.sd} for name, band in bands.items()},
+            "by task": {name: rate(moved(own, language, sites)) for name, own in test.items()},
+            **{kind: {"mean": n.mean, "sd": n.sd} for kind, n in null.items()},
             "z": z,
-            "validation": {" | ".join(map(str, k)): v for k, v in options.items()},
-            "passed": hits.float().mean().item() >= 0.5 and z >= 4,
+            "validation": options,
+            "passed": share_of(hits) >= 0.5 and z >= 4,
         }
-    best = max(rows, key=lambda r: rows[r]["moved"]["rate"])
-    return {
-        "definition": "cases: held-out prompts of "
-        + ", ".join(names)
-        + " that the model answers with a word of the language. "
-        "Moved: with the language's neurons at zero, at every token, the most likely answer is a word of another language. "
-        "LAPE on train texts (bar .8); variant, rate and lowest layer chosen on validation. z: the smaller of two nulls (count-matched; "
-        "count- and layer-matched), mean and s.d. over random sets. Passed: one language suffices.",
-        **rows,
-        "best": best,
-        "passed": any(row["passed"] for row in rows.values()),
-    }
+    return {**rows, "passed": any(row["passed"] for row in rows.values())}
+
+
+def _by_language(split: str) -> dict[str, dict[str, list[str]]]:
+    """language -> task -> prompts whose answer is in that language."""
+    prompts: dict = {language: {name: [] for name in LANGUAGE_TASKS} for language in lexicon.LANGUAGES}
+    for name in LANGUAGE_TASKS:
+        task = world.task(name, split=split, n=3 * N_TEST)
+        for prompt, label in zip(task.prompts, task.labels):
+            prompts[label["language"]][name].append(prompt)
+    return prompts
 
 
 def _zero_neurons(model, sites: Sequence[str]) -> list:
     """One edit per layer in place of one per neuron: the same, faster."""
     edits = []
     for layer in range(model.n_layers):
-        own = [int(site.split("N")[1]) for site in sites if site.startswith(f"L{layer}N")]
+        own = [mi.Site.parse(site).index for site in sites if site.startswith(f"L{layer}N")]
         if own:
-            keep = torch.ones(model.d_ffn)
-            keep[own] = 0
+            keep = torch.ones(model.d_ffn).index_fill(0, torch.tensor(own), 0.0)
             edits.append(mi.scale(f"neurons{layer}", keep))
     return edits
 
 
-def _random_neurons(model, sites, seed, matched: bool) -> list[str]:
-    rng = random.Random(seed)
+def _by_layer(model, sites) -> list[int]:
+    return [sum(site.startswith(f"L{layer}N") for site in sites) for layer in range(model.n_layers)]
+
+
+def _random_neurons(model, sites, seed: int, matched: bool) -> list[str]:
+    """As many random neurons; matched: as many in every layer."""
+    rng, width = random.Random(seed), model.d_ffn
     if not matched:
-        return [
-            f"L{i // model.d_ffn}N{i % model.d_ffn}"
-            for i in rng.sample(range(model.n_layers * model.d_ffn), len(sites))
-        ]
-    count = [sum(s.startswith(f"L{layer}N") for s in sites) for layer in range(model.n_layers)]
-    return [f"L{layer}N{j}" for layer, k in enumerate(count) for j in rng.sample(range(model.d_ffn), k)]
+        return [f"L{i // width}N{i % width}" for i in rng.sample(range(model.n_layers * width), len(sites))]
+    return [f"L{layer}N{j}" for layer, k in enumerate(_by_layer(model, sites)) for j in rng.sample(range(width), k)]
 
 
 # --- v: logit lens ---------------------------------------------------------------------------------------------------
 def settling_lens(model, wanted: int = 3) -> dict:
-    """Over how many layers does the lens probability of the right answer rise?"""
+    """The lens probability of the right answer rises over three layers or more.
+
+    Curve: mean lens probability (with the final norm) of the target at the last token, by state x0 ... xL. Layers: the
+    first state from which the curve stays above 90 % of its end, minus the first state above 10 %. One task that passes
+    is enough. Control: the mean lens probability of the foil.
+    """
     rows = {}
-    for name in ("facts", "attributes", "ioi", "translation", "antonyms", "copying", "addition"):
+    for name in ("facts", "attributes", "ioi", "translation", "antonyms", "copying", "retrieval"):
         task = world.task(name, split="test", n=N_TEST)
         p = projection.logit_lens(model, task.prompts)  # [L+1, n, V]
-        target = task.target_ids(model)
-        curve = p.gather(-1, target[None, :, None].expand(len(p), -1, 1))[..., 0].mean(1).tolist()
-        try:
+        item = torch.arange(len(task))
+        curve, foil = (p[:, item, words].mean(1).tolist() for words in (task.target_ids(model), task.foil_ids(model)))
+        rows[name] = {"curve": curve, "foil": foil, "layers": 0}
+        if max(curve) >= 0.1:
             first, settled = projection.settling(curve)
-        except ValueError:
-            rows[name] = {"curve": curve, "layers": 0}
-            continue
-        rows[name] = {
-            "curve": curve,
-            "first above .1": first,
-            "settled at .9 of the end": settled,
-            "layers": settled - first,
-        }
-    return {
-        "definition": "curve: mean lens probability of the target by residual state x0 ... xL (final norm applied). Layers = "
-        "first state from which it stays above 90 % of its final value, minus the first state above 10 %.",
-        **rows,
-        "passed": any(row["layers"] >= wanted for row in rows.values()),
-    }
+            rows[name] |= {"first above .1": first, "settled": settled, "layers": settled - first}
+    return {**rows, "passed": any(row["layers"] >= wanted for row in rows.values())}
 
 
 # --- vi: rank-one edit -----------------------------------------------------------------------------------------------
@@ -457,69 +439,70 @@ CONTEXTS = ("", *(f"{sentence} " for sentence in lexicon.FILLER[:3]))  # text be
 
 
 def rank_one(model, name: str = "facts", n: int = N_TEST) -> dict:
-    """Change facts one at a time by a rank-one edit of one FFN."""
-    documents = [t for texts in world.documents("train", 25).values() for t in texts]
+    """A rank-one edit of one FFN changes a fact, with its paraphrases and without its neighbours.
+
+    Known facts are edited one at a time towards the foil (another subject's object of the same relation).
+    Success: the foil is the most likely answer, on the edited prompt, and on its paraphrases. Neighbours kept: other
+    subjects' answers to the same question, of those right before the edit. The layer is chosen on validation.
+    Controls: the key of another fact; a random update of the same size.
+    """
+    documents = [text for texts in world.documents("train", 25).values() for text in texts]
     validation, test = world.task(name, split="validation", n=24), world.task(name, split="test", n=n)
     C = {layer: optimization.key_covariance(model, documents, layer) for layer in range(model.n_layers)}
-    layers = {layer: _edit_all(model, validation, layer, C[layer]) for layer in C}
-    layer = max(layers, key=lambda l: layers[l]["paraphrases"] + layers[l]["neighbours kept"])
-    result = _edit_all(model, test, layer, C[layer])
+    table = {layer: _edit_each(model, validation, layer, C[layer]) for layer in C}
+    layer = max(table, key=lambda own: table[own]["paraphrases"]["rate"] + table[own]["neighbours kept"]["rate"])
+    result = _edit_each(model, test, layer, C[layer])
     checks = {
-        "paraphrases >= .9": result["paraphrases"] >= 0.9,
-        "neighbours kept >= .95": result["neighbours kept"] >= 0.95,
+        "paraphrases >= .9": result["paraphrases"]["rate"] >= 0.9,
+        "neighbours kept >= .95": result["neighbours kept"]["rate"] >= 0.95,
     }
     return {
-        "definition": "target: the foil (another subject's object of the same relation). Success: it is the most likely "
-        "answer, on the edited prompt and on its paraphrases. Neighbours kept: other subjects' answers to the same "
-        "question, among those right before the edit. One edit at a time, of facts the model knows; layer chosen on "
-        "validation. Controls: the key of another item; a random update of the same size.",
         "layer": layer,
         **result,
-        "wrong key": _edit_all(model, test.subset(60), layer, C[layer], control="wrong key"),
-        "random update": _edit_all(model, test.subset(60), layer, C[layer], control="random"),
-        "validation by layer": layers,
+        "control: key of another fact": _edit_each(model, test.subset(slice(60)), layer, C[layer], "wrong key"),
+        "control: random update": _edit_each(model, test.subset(slice(60)), layer, C[layer], "random"),
+        "validation by layer": table,
         "checks": checks,
         "passed": all(checks.values()),
     }
 
 
-def _edit_all(model, task, layer: int, C: torch.Tensor, control: str | None = None) -> dict:
-    task = task.subset(last_token(model, task.prompts).argmax(-1) == task.target_ids(model))
-    bos = len(model.tokenize([task.prompts[0]]).ids[0]) - len(task.prompts[0].split())
+def _edit_each(model, task, layer: int, C: torch.Tensor, control: str | None = None) -> dict:
+    """Edit every known fact of the task in turn, and ask."""
+    task = task.subset((next_word(model, task.prompts) == task.target_ids(model)).tolist())
     prompts = [[context + prompt for context in CONTEXTS] for prompt in task.prompts]
-    ends = [[len(c.split()) + label["subject"][1] - 1 + bos for c in CONTEXTS] for label in task.labels]
+    ends = [[len(c.split()) + end - 1 for c in CONTEXTS] for _, end in subjects(model, task)[0]]
     wanted = task.foil_ids(model)
     values = optimization.optimise_values(model, prompts, ends, wanted.tolist(), layer)
     keys = optimization.keys_at(model, prompts, ends, layer)
     if control == "wrong key":
         keys = keys.roll(1, 0)
     generator = torch.Generator().manual_seed(0)
-    success, paraphrases, kept, others = [], [], [], []
+    hits: dict[str, list] = {
+        "success": [],
+        "paraphrases": [],
+        "neighbours kept": [],
+        "same subject, other facts kept": [],
+    }
     for i, label in enumerate(task.labels):
-        same = _other_questions(task, i)
-        asked = [task.prompts[i], *label["paraphrases"], *(p for p, _ in label["neighbours"]), *(p for p, _ in same)]
-        answers = ids(model, [answer for _, answer in label["neighbours"]] + [answer for _, answer in same])
-        a, m = 1 + len(label["paraphrases"]), len(label["neighbours"])
-        right = last_token(model, asked[a:]).argmax(-1) == answers
+        neighbours, own = label["neighbours"], _other_questions(task, i)
+        asked = [task.prompts[i], *label["paraphrases"]]
+        others, answers = zip(*neighbours, *own)
+        answers = ids(model, answers)
+        right = next_word(model, others) == answers
         edit = optimization.rank_one_edit(model, layer, keys[i], values[i], C)
         if control == "random":
-            noise = {name: torch.randn(d.shape, generator=generator) for name, d in edit.deltas.items()}
-            edit = WeightEdit({name: noise[name] * d.norm() / noise[name].norm() for name, d in edit.deltas.items()})
+            ((name, delta),) = edit.deltas.items()
+            noise = torch.randn(delta.shape, generator=generator)
+            edit = WeightEdit({name: noise * delta.norm() / noise.norm()})
         with edit.on(model):
-            said = last_token(model, asked).argmax(-1)
-        success.append(said[:1] == wanted[i])
-        paraphrases.append(said[1:a] == wanted[i])
-        stays = said[a:] == answers
-        kept.append(stays[:m][right[:m]])
-        others.append(stays[m:][right[m:]])
-    mean = lambda parts: torch.cat(parts).float().mean().item()  # noqa: E731
-    return {
-        "facts": len(task),
-        "success": mean(success),
-        "paraphrases": mean(paraphrases),
-        "neighbours kept": mean(kept),
-        "same subject, other relations kept": mean(others) if sum(map(len, others)) else None,
-    }
+            said, kept = next_word(model, asked) == wanted[i], next_word(model, others) == answers
+        hits["success"].append(said[:1])
+        hits["paraphrases"].append(said[1:])
+        m = len(neighbours)
+        hits["neighbours kept"].append(kept[:m][right[:m]])
+        hits["same subject, other facts kept"].append(kept[m:][right[m:]])
+    return {"facts": len(task)} | {name: rate(torch.cat(own)) for name, own in hits.items() if sum(map(len, own))}
 
 
 def _other_questions(task, i: int) -> list[tuple[str, str]]:
@@ -543,12 +526,13 @@ MEASURES: dict[str, Callable] = {
 
 
 def measure(model, only: Sequence[str] = tuple(MEASURES)) -> dict:
-    """All measures (or some) of a model. Returns measure -> numbers, each with "passed" and "seconds"."""
+    """All measures (or some) of a model: measure -> its definition, numbers, "passed" and "seconds"."""
     report = {}
     for key in only:
         started = time.perf_counter()
-        report[key] = rounded(MEASURES[key](model))
-        report[key]["seconds"] = round(time.perf_counter() - started, 1)
+        numbers = rounded(MEASURES[key](model))
+        seconds = round(time.perf_counter() - started, 1)
+        report[key] = {"definition": inspect.getdoc(MEASURES[key]), **numbers, "seconds": seconds}
     return report
 
 
@@ -564,12 +548,10 @@ def main(argv=None) -> int:
         print(json.dumps(report, indent=1))
     else:
         for key, numbers in report.items():
-            print(
-                f"\n({key}) {MEASURES[key].__name__}: {'passed' if numbers['passed'] else 'NOT passed'}, {numbers['seconds']} s"
-            )
-            for name, value in numbers.items():
-                if name not in ("passed", "seconds"):
-                    print(f"  {name}: {json.dumps(value)}")
+            verdict = "passed" if numbers["passed"] else "NOT passed"
+            print(f"\n({key}) {verdict}, {numbers['seconds']} s. {numbers['definition']}")
+            for name in [name for name in numbers if name not in ("definition", "passed", "seconds")]:
+                print(f"  {name}: {json.dumps(numbers[name])}")
     return 0 if all(numbers["passed"] for numbers in report.values()) else 1
 
 

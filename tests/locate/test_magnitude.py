@@ -3,7 +3,10 @@ import math
 import pytest
 import torch
 
-from mi_course.locate.magnitude import LanguageNeurons, entropy_over
+import mi_course as mi
+from mi_course.locate.magnitude import LanguageNeurons, activation_probability, entropy_over, lape
+from mi_course.world import compiled
+from tests.families import random_model
 
 
 def test_entropy_over_languages():
@@ -39,3 +42,33 @@ def test_select_never_takes_rare_neurons_and_orders_by_entropy():
     assert chosen["a"][0] == "L1N7"
     with pytest.raises(ValueError, match="top_rate"):
         result.select(top_rate=0)
+
+
+def test_activation_probability_counts_real_tokens():
+    documents = [[0, 5, 6, 7], [0, 9]]
+    for family, kind in (("gpt2", "neurons"), ("llama", "gate")):
+        model = mi.wrap(random_model(family))
+        counted = [mi.record(model, [d], [f"{kind}1"])[f"{kind}1"][0] > 0 for d in documents]
+        p = activation_probability(model, documents, batch_size=2)
+        assert p.shape == (model.n_layers, model.d_ffn)
+        assert torch.allclose(p[1], torch.cat(counted).float().mean(0))
+        assert torch.allclose(activation_probability(model, documents, batch_size=1), p)
+        at_end = torch.stack([c[-1] for c in counted]).float().mean(0)
+        assert torch.allclose(activation_probability(model, documents, position=-1)[1], at_end)
+    with pytest.raises(ValueError, match="empty"):
+        activation_probability(model, [])
+
+
+def test_lape_finds_the_neurons_of_a_compiled_look_up():
+    c = compiled.lookup()
+    by_subject = {}
+    for prompt, label in zip(c.task.prompts, c.task.labels):
+        by_subject.setdefault(label["subject"], []).append(prompt)
+    result = lape(c.wrap(), by_subject)
+    assert result.languages == list(by_subject)
+    assert result.entropy[0, : len(by_subject)].max() < 1e-6  # neuron j fires for subject j only
+    assert result.entropy[0, len(by_subject) :] == pytest.approx(math.log(len(by_subject)))  # the decoys fire for all
+    chosen = result.select(top_rate=6 / 16, bar=0.5)
+    assert chosen == {subject: [f"L0N{j}"] for j, subject in enumerate(by_subject)}
+    with pytest.raises(ValueError, match="two languages"):
+        lape(c.wrap(), {"one": ["the capital of peru is"]})
