@@ -123,11 +123,17 @@ def _is_stub(error: NotImplementedError) -> bool:
 
 def code_of(answer: Any) -> CodeType | None:
     """The code object behind a function, method, partial or decorated function, or None."""
-    while isinstance(answer, functools.partial):
-        answer = answer.func
-    answer = getattr(answer, "__wrapped__", answer)
-    answer = getattr(answer, "__func__", answer)
-    return getattr(answer, "__code__", None)
+    return getattr(_bare(answer), "__code__", None)
+
+
+def _bare(answer: Any) -> Any:
+    """The function inside partials, decorators (`@torch.no_grad()`, say) and methods."""
+    while True:
+        inner = answer.func if isinstance(answer, functools.partial) else getattr(answer, "__wrapped__", None)
+        inner = inner or getattr(answer, "__func__", None)
+        if inner is None:
+            return answer
+        answer = inner
 
 
 @contextmanager
@@ -239,10 +245,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _models(arguments: Any, answer: Callable) -> list:
     """Models among the arguments, and among the variables that the answer's code names."""
-    code = code_of(answer)
-    named = getattr(answer, "__globals__", {})
+    function = _bare(answer)
+    code, named = code_of(answer), getattr(function, "__globals__", {})
     candidates = list(_leaves(arguments)) + [named[n] for n in (code.co_names if code else ()) if n in named]
-    candidates += [cell.cell_contents for cell in getattr(answer, "__closure__", None) or () if _filled(cell)]
+    candidates += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
     found: dict[int, Any] = {}
     for each in candidates:
         module = getattr(each, "hf", each)

@@ -214,9 +214,10 @@ def test_the_model_is_left_as_it_was(register, answer):
 def test_a_model_that_the_answer_only_names_is_watched_too(register):
     model, x = net(), torch.ones(1, 2)
     toy = register("toy.closure", Probe("x", lambda got: True, args=(x,), means="anything"))
-    state, _ = examine(toy, lambda x: leave_hook(model, x))
-    assert state == "not yet"
-    assert snapshot(model)[0] == [0, 0, 0]
+    for answer in (lambda x: leave_hook(model, x), torch.no_grad()(lambda x: leave_hook(model, x))):
+        state, _ = examine(toy, answer)
+        assert state == "not yet"
+        assert snapshot(model)[0] == [0, 0, 0]
 
 
 def test_an_open_intervention_of_the_wrapper_is_closed(register):
