@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import psutil
 from packaging.version import Version
@@ -77,8 +78,9 @@ def kernel() -> Finding:
         command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
         return finding("kernel", False, "no kernel called python3", remedy)
-    # jupyter_client runs a plain "python" with the Python it runs in itself.
-    ours = command in ("python", "python3") or os.path.realpath(command) == os.path.realpath(sys.executable)
+    # jupyter_client runs a plain "python" with the Python it runs in itself. Links are not followed: all environments
+    # made from one Python link to the same file.
+    ours = command in ("python", "python3") or Path(command).is_relative_to(sys.prefix)
     return finding("kernel", ours, command, remedy)
 
 

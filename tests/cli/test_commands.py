@@ -144,6 +144,18 @@ class TestDoctor:
         monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", absent)
         assert not doctor.kernel().ok and "ipykernel install" in doctor.kernel().remedy
 
+    @pytest.mark.parametrize(
+        "command, ours", [("python", True), (sys.executable, True), ("/elsewhere/bin/python", False)]
+    )
+    def test_the_kernel_must_be_of_this_environment(self, monkeypatch, command, ours):
+        from types import SimpleNamespace
+
+        from jupyter_client import kernelspec
+
+        spec = SimpleNamespace(argv=[command])
+        monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", lambda self, name: spec)
+        assert doctor.kernel().ok is ours
+
     def test_no_assets_is_a_finding(self, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(assets, "FOLDER", tmp_path)
         assert main(["doctor"]) == 1
