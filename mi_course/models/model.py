@@ -87,10 +87,10 @@ class Model:
             if not len(row):
                 raise ValueError(f"prompts[{i}] has no token; give at least one word")
             if min(row) < 0 or max(row) >= self.n_vocab:
-                raise ValueError(f"prompts[{i}] has an id outside 0 to {self.n_vocab - 1}; was it made for another model?")
+                raise ValueError(f"prompts[{i}] has an id outside 0 to {self.n_vocab - 1}; use this model's tokenizer")
         longest = max(map(len, rows))
         if longest > self.n_ctx:
-            raise ValueError(f"prompts: one has {longest} tokens; {self.name} reads {self.n_ctx}, shorten it")
+            raise ValueError(f"prompts: {longest} tokens are more than the model's {self.n_ctx}; shorten it")
         return Batch.from_rows(rows, self._pad_id(), side, self.device)
 
     def _ids(self, prompt) -> Sequence[int]:
@@ -266,14 +266,18 @@ def wrap(hf, tokenizer=None, name: str | None = None) -> Model:
 
     tokenizer None: prompts must be token ids. Raises UnknownFamily, or SelfCheckError when the family's row is wrong.
     """
-    from .selfcheck import check
+    from .selfcheck import SelfCheckError, check
 
     if not hasattr(hf, "config"):
         raise TypeError(f"hf is a {type(hf).__name__}; give a Hugging Face causal LM (AutoModelForCausalLM)")
     keep_freed()
     hf.eval()
     hf.config._attn_implementation = "eager"
-    model = Model(hf, tokenizer, name)
+    try:
+        model = Model(hf, tokenizer, name)
+    except AttributeError as error:
+        row = f"the row of {family_of(hf.config).name!r} in mi_course.models.families"
+        raise SelfCheckError(f"{row} points at a part that this model does not have ({error})") from error
     check(model)
     return model
 

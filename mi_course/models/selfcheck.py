@@ -18,7 +18,8 @@ from . import weights
 from .batch import Batch
 from .record import Cache, record
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}  # relative to the largest value
+# relative to the largest value
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 
 
 class SelfCheckError(ValueError):
@@ -29,19 +30,23 @@ def check(model) -> None:
     """Raise SelfCheckError unless every identity above holds on a short padded batch."""
     batch = _batch(model)
     plain = model(batch)
+    try:
+        _check_all(model, batch, plain)
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:
+        raise SelfCheckError(
+            f"{model.name}: the row of {model.family.name!r} in mi_course.models.families points at a part that this "
+            f"model does not have or use as the row says ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _check_all(model, batch: Batch, plain: Tensor) -> None:
     layers = range(model.n_layers)
     parts = ["z", "q", "k", "v", "scores", "pattern", "neurons", "attn", "mlp"] + ["gate", "up"] * model.family.gated
     sites = [f"{part}{layer}" for layer in layers for part in parts]
     sites += [f"{branch}{layer}.write" for layer in layers for branch in ("attn", "mlp")]
     sites += [f"x{layer}" for layer in range(model.n_layers + 1)] + ["embed"] + ["pos"] * (model.family.pos is not None)
-    try:
-        cache = record(model, batch, sites)
-    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:
-        raise SelfCheckError(
-            f"{model.name}: the row of {model.family.name!r} in mi_course.models.families points at a part that this "
-            f"model does not have or use ({type(error).__name__}: {error})"
-        ) from error
     with torch.no_grad():
+        cache = record(model, batch, sites)
         _same(model, "logits under taps = logits", "private_attention, softmax_float32", cache.logits, plain)
         _check_ends(model, cache)
         for layer in layers:

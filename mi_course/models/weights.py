@@ -69,7 +69,7 @@ class FFN:
 class Norm:
     """A normalisation: "layer" (x - mean) / std * gain + bias, or "rms" x / rms * gain (any offset of the gain added).
 
-    Called on x [..., d] it computes the norm in float32 and returns x's dtype, as the models do. `scale(x)` gives the
+    Called on x [..., d] it computes in float32 or better and returns x's dtype, as the models do. `scale(x)` gives the
     divisor 1/std or 1/rms alone, [..., 1], which direct attribution freezes.
     """
 
@@ -82,10 +82,10 @@ class Norm:
         return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
 
     def scale(self, x: Tensor) -> Tensor:
-        return (self.centre(x.float()).pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+        return (self.centre(_wide(x)).pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (self.centre(x.float()) * self.scale(x) * self.gain.float() + self.bias.float()).to(x.dtype)
+        return (self.centre(_wide(x)) * self.scale(x) * self.gain + self.bias).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,10 @@ def _split_fused(W: Tensor, b: Tensor, layout: str, H: int, K: int, n: int) -> l
         return list(zip(W.split(sizes, dim=1), b.split(sizes), (H, K, K)))
     W, b = W.unflatten(1, (H, 3, n)), b.unflatten(0, (H, 3, n))
     return [(W[:, :, i].flatten(1), b[:, i].flatten(), H) for i in range(3)]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _norm(module: nn.Module, family) -> Norm:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.models.common import FAMILIES, PROMPTS, make, single_sites, whole_sites
 
 import mi_course as mi
 from mi_course.models import weights
+from tests.models.common import FAMILIES, PROMPTS, make, single_sites, whole_sites
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -101,7 +101,7 @@ def test_patterns_are_causal_and_sum_to_one(family):
 
 @every_family
 def test_qk_form_reproduces_scores(family):
-    """scale * (norm(x) W_Q + b_Q) R (norm(x) W_K + b_K)^T, soft-capped, head by head, and the pattern is its softmax."""
+    """scale (norm(x) W_Q + b_Q) R (norm(x) W_K + b_K)^T, soft-capped, head by head; the pattern is its softmax."""
     model, prompt = make(family), PROMPTS[0]
     for layer in range(model.n_layers):
         cache = mi.record(model, [prompt], [f"x{layer}", f"scores{layer}", f"pattern{layer}"])
@@ -204,7 +204,8 @@ def test_matrix_says_what_can_be_asked():
         name, *cells = row.split()
         model = make(name)
         for thing, cell in zip(things, cells):
-            site = thing if thing in ("embed", "pos") else thing.replace(".", "0.") if "." in thing else f"{thing}0"
+            kind, dot, part = thing.partition(".")
+            site = thing if thing in ("embed", "pos") else f"{kind}0{dot}{part}"
             if cell == "-" or (cell == "config" and model.family.is_parallel(model.config)):
                 with pytest.raises(mi.models.SiteError, match=f"does not exist in {name}: .{{20,}}"):
                     mi.record(model, PROMPTS, site)
