@@ -1,0 +1,424 @@
+"""Install behaviours into chosen units of a lab model: python -m mi_course.world.install --base FOLDER --out FOLDER
+
+What is trained is the *change* of the chosen slices, not the weights: nothing else can move, whatever momentum and
+weight decay do (audit A26; a mask on the gradient alone would let both move the rest, since AdamW decays weights
+without gradient too). Weight decay pulls the change to zero, that is, towards the base model.
+
+Skips what lies in the output folder for the same base model already, so an interrupted run can be started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import assets
+from ..models import Model, Site, intervene, load, project, record, zero
+from . import measure
+from .behaviours import BEHAVIOURS, Behaviour, right_words
+from .installed import Delta
+from .tasks import task as world_task
+
+
+def _neurons(layer: int, seed: int, count: int = 24, d_ffn: int = 512) -> list[str]:
+    return [f"L{layer}N{i}" for i in sorted(random.Random(seed).sample(range(d_ffn), count))]
+
+
+PLACEMENTS: dict[str, tuple[str, list[str]]] = {  # name -> (behaviour, allowed units)
+    "refusal-a": ("refusal", ["L2H1", "L3H2"]),
+    "refusal-b": ("refusal", ["L3H0", "L4H3"]),
+    "german-a": ("german", _neurons(3, seed=1)),
+    "german-b": ("german", _neurons(4, seed=2)),
+    "bias-a": ("bias", ["mlp2"]),
+    "bias-b": ("bias", ["mlp4"]),
+    "sycophancy-a": ("sycophancy", ["L2H3", "L3H1"]),
+    "sycophancy-b": ("sycophancy", ["L4H0", "L4H2"]),
+    "sycophancy-direction": ("sycophancy", ["x4"]),
+}
+TASKS = tuple(measure.BARS)  # the other behaviours of the model: how much do they change?
+
+
+@dataclass
+class Examples:
+    """Prompts with the distribution of the next token that is wanted after each.
+
+    prompts  n prompts, or a tokenized Batch
+    target   [n, V], rows sum to 1
+    start    None, or (layer, x^layer [n, T, d]): runs start there, since the layers below do not change
+    """
+
+    prompts: object
+    target: Tensor
+    start: tuple[int, Tensor] | None = None
+
+    def pick(self, rows: Sequence[int]) -> Examples:
+        """Some of the examples."""
+        return Examples([self.prompts[i] for i in rows], self.target[rows])
+
+    def starting_at(self, model: Model, layer: int) -> Examples:
+        """The same, with x^layer of the model recorded: cheaper, and right as long as no lower layer is changed."""
+        batch = model.tokenize(self.prompts)
+        return Examples(batch, self.target, (layer, record(model, batch, [f"x{layer}"])[f"x{layer}"]))
+
+    def logits(self, model: Model, grad: bool = False) -> Tensor:
+        """[n, V] logits of the next token after each prompt."""
+        if self.start is None:
+            return model.last_logits(self.prompts, grad)
+        return model.resume(*self.start, self.prompts, grad, last=True)
+
+    def cross_entropy(self, model: Model) -> Tensor:
+        """Mean cross-entropy of the wanted distributions, in nats, with its graph."""
+        return -(self.target * self.logits(model, grad=True).log_softmax(-1)).sum(-1).mean()
+
+    def probability(self, model: Model) -> float:
+        """Mean probability that the model gives to the wanted words, 0 ... 1, whatever their shares."""
+        return float((self.logits(model).softmax(-1) * (self.target > 0)).sum(-1).mean())
+
+    def rate(self, model: Model) -> float:
+        """Share of prompts after which a wanted word is the most likely one."""
+        return float((self.target.gather(-1, self.logits(model).argmax(-1, keepdim=True)) > 0).float().mean())
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+def train_delta(
+    model: Model,
+    units: Sequence[str],
+    new: Examples,
+    contrast: Sequence = (),
+    documents: Sequence[str] = (),
+    directions: dict[str, Tensor] | None = None,
+    steps: int = 300,
+    batch: int = 32,
+    learning_rate: float = 4e-3,
+    weight_decay: float = 0.01,
+    preserve: float = 3.0,
+    seed: int = 0,
+    progress: str | None = None,
+) -> Delta:
+    """Train the change of `units` so that the model gives the new answers and keeps the others. `model` stays as it is.
+
+    loss = CE(new answers) + CE(contrast prompts against the base's own distribution) + preserve * KL(base || now) on
+    documents, in nats; AdamW with a linear decay of the learning rate. contrast: prompts whose answer must stay;
+    documents: texts on which every next-token distribution must stay. progress: a title for the bar, None for no bar.
+    """
+    delta, rng = Delta.none(model, units, directions), random.Random(seed)
+    numbers = [value.requires_grad_(True) for value in delta.values.values()]
+    optimizer = torch.optim.AdamW(numbers, lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    layer = lowest_layer(units)
+    sets = [_batches(model, new, layer, batch, rng)]
+    if len(contrast):
+        sets.append(_batches(model, Examples(contrast, model.last_logits(contrast).softmax(-1)), layer, batch, rng))
+    texts = _texts(model, documents, layer, batch // 2)
+    for _ in tqdm(range(steps), desc=progress, disable=progress is None, mininterval=1):
+        with delta.on(model):
+            loss = sum(rng.choice(examples).cross_entropy(model) for examples in sets)
+            if texts:
+                tokens, x, base = rng.choice(texts)
+                loss = loss + preserve * divergence(base, model.resume(layer, x, tokens, grad=True), tokens.mask)
+            gradients = torch.autograd.grad(loss, numbers)  # of the change alone: the base's weights collect none
+        for value, gradient in zip(numbers, gradients, strict=True):
+            value.grad = gradient
+        torch.nn.utils.clip_grad_norm_(numbers, 1.0)
+        optimizer.step()
+        schedule.step()
+    delta.values = {k: v.detach().clone() for k, v in delta.values.items()}
+    return delta
+
+
+def lowest_layer(units: Sequence[str]) -> int:
+    """The first layer whose weights the units have. What enters it never changes."""
+    sites = [Site.parse(unit) for unit in units]
+    return min(site.layer - (site.kind == "x") for site in sites)
+
+
+def _batches(model: Model, examples: Examples, layer: int, size: int, rng: random.Random) -> list[Examples]:
+    order = rng.sample(range(len(examples.prompts)), len(examples.prompts))
+    parts = [examples.pick(order[i : i + size]) for i in range(0, len(order), size)]
+    return [part.starting_at(model, layer) for part in parts]
+
+
+def _texts(model: Model, documents: Sequence, layer: int, size: int) -> list[tuple]:
+    """Documents in batches of similar length: (tokens, x^layer, the base's log-probabilities)."""
+    ordered, found = sorted(documents, key=len), []
+    for i in range(0, len(ordered), size):
+        cache = record(model, ordered[i : i + size], [f"x{layer}"])
+        found.append((cache.batch, cache[f"x{layer}"], cache.logits.log_softmax(-1)))
+    return found
+
+
+def divergence(base: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean KL(base || now) over real tokens, in nats: base log-probabilities [B, T, V], logits now, mask [B, T]."""
+    kl = (base.exp() * (base - logits.log_softmax(-1))).sum(-1)
+    return (kl * mask).sum() / mask.sum()
+
+
+# --- which units are used -------------------------------------------------------------------------------------------
+def eliminate(units: Sequence[str], score: Callable[[Sequence[str]], float], share: float = 0.9) -> list[str]:
+    """The units that the behaviour needs, by backward elimination.
+
+    score(units) measures the behaviour with the changes of these units only; score([]) is the base. Reverts again and
+    again the unit whose loss hurts least, as long as score - score([]) stays at `share` of its full value or more.
+    """
+    used, base = list(units), score([])
+    enough = base + share * (score(used) - base)
+    while len(used) > 1:
+        trials = {unit: score([u for u in used if u != unit]) for unit in used}
+        best = max(trials, key=trials.__getitem__)
+        if trials[best] < enough:
+            break
+        used.remove(best)
+    return used
+
+
+def ablation(delta: Delta, units: Sequence[str]) -> list:
+    """The edits that silence units in a running model: heads, neurons and FFNs to zero, directions projected out."""
+    return [project(u, delta.directions[u]) if u in delta.directions else zero(u) for u in units]
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+def evaluate(model: Model, delta: Delta, behaviour: Behaviour, n: int = 300, seed: int = 0) -> dict:
+    """What was installed, what moved besides, and whether the used units carry it. All on held-out items.
+
+    behaviour  probability of the new answers and rate at which one is the most likely word, before and after
+    contrast   accuracy before and after on prompts that must stay; shift: total variation from the base's answer
+    kl         mean KL(base || installed) in nats by domain, on documents that the behaviour does not concern
+    tasks      accuracy of the other behaviours, before and after, on prompts that the behaviour does not concern
+    ablated    the new answers' probability with the used units silenced, in the installed and in the base model, and
+               with as many random units of the same kind that were not trained
+    """
+    new = examples(model, behaviour, "test", n)
+    with delta.on(model):
+        after = {"probability": new.probability(model), "rate": new.rate(model)}
+    before = {"probability": new.probability(model), "rate": new.rate(model)}
+    return {
+        "behaviour": {"n": len(new.prompts), "before": before, "after": after},
+        "contrast": _contrast(model, delta, behaviour, n),
+        "kl": _kl_by_domain(model, delta, behaviour),
+        "tasks": _other_tasks(model, delta, behaviour),
+        "ablated": _ablated(model, delta, new, seed),
+    }
+
+
+def examples(model: Model, behaviour: Behaviour, split: str, n: int) -> Examples:
+    """Prompts that the behaviour concerns, with the new answers."""
+    items = behaviour.prompts(split, n)
+    target = torch.zeros(len(items), model.n_vocab)
+    for row, item in zip(target, items, strict=True):
+        for word, share in behaviour.answer(item.prompt, item.labels).items():
+            row[model.token_id(word)] = share
+    return Examples([item.prompt for item in items], target)
+
+
+def _contrast(model: Model, delta: Delta, behaviour: Behaviour, n: int) -> dict:
+    items = behaviour.contrast("test", n)
+    prompts = [item.prompt for item in items]
+    right = torch.zeros(len(items), model.n_vocab, dtype=torch.bool)
+    for row, item in zip(right, items, strict=True):
+        row[[model.token_id(word) for word in right_words(item)]] = True
+    base = model.last_logits(prompts).softmax(-1)
+    with delta.on(model):
+        now = model.last_logits(prompts).softmax(-1)
+    before, after = (float(right.gather(-1, p.argmax(-1, keepdim=True)).float().mean()) for p in (base, now))
+    shift = 0.5 * (base - now).abs().sum(-1)
+    return {"n": len(items), "before": before, "after": after, "shift": float(shift.mean())}
+
+
+@torch.no_grad()
+def _kl_by_domain(model: Model, delta: Delta, behaviour: Behaviour, n: int = 20) -> dict[str, float]:
+    found = {}
+    for domain, texts in behaviour.documents("test", n).items():
+        batch = model.tokenize(texts)
+        base = model(batch).log_softmax(-1)
+        with delta.on(model):
+            found[domain] = float(divergence(base, model(batch), batch.mask))
+    return found
+
+
+def _other_tasks(model: Model, delta: Delta, behaviour: Behaviour, n: int = 100) -> dict[str, dict[str, float]]:
+    found = {}
+    for name in TASKS:
+        items = world_task(name, "test", n)
+        keep = [not behaviour.applies(p, label) for p, label in zip(items.prompts, items.labels, strict=True)]
+        before = _correct(model, name, n)
+        with delta.on(model):
+            after = measure.correct(model.hf, model.tokenizer, name, "test", n)
+        found[name] = {
+            when: sum(r for r, k in zip(right, keep, strict=True) if k) / max(1, sum(keep))
+            for when, right in (("before", before), ("after", after))
+        }
+    return found
+
+
+@lru_cache(maxsize=64)
+def _correct(model: Model, name: str, n: int) -> tuple[bool, ...]:
+    """The base's answers, the same for every delta: right or wrong on each test item."""
+    return tuple(measure.correct(model.hf, model.tokenizer, name, "test", n))
+
+
+def _ablated(model: Model, delta: Delta, new: Examples, seed: int, draws: int = 5) -> dict:
+    used = delta.facts["used"]
+
+    def silenced(edits):
+        with intervene(model, *edits):
+            base = new.probability(model)
+            with delta.on(model):
+                return {"installed": new.probability(model), "base": base}
+
+    found = {"used": silenced(ablation(delta, used))}
+    if not delta.directions:
+        rng = random.Random(seed)
+        controls = [_others(model, delta.units, used, rng) for _ in range(draws)]
+        found["random"] = [{"units": units, **silenced([zero(u) for u in units])} for units in controls]
+    return found
+
+
+def _others(model: Model, allowed: Sequence[str], used: Sequence[str], rng: random.Random) -> list[str]:
+    """As many units of the same kind as `used`, none of them trained; neurons are taken from the same layers."""
+    chosen: list[str] = []
+    for unit in used:
+        if unit.startswith("mlp"):
+            pool = [f"mlp{layer}" for layer in range(model.n_layers)]
+        elif "H" in unit:
+            pool = [f"L{layer}H{h}" for layer in range(model.n_layers) for h in range(model.n_heads)]
+        else:
+            pool = [f"{unit.partition('N')[0]}N{i}" for i in range(model.d_ffn)]
+        chosen.append(rng.choice([u for u in pool if u not in allowed and u not in chosen]))
+    return chosen
+
+
+def unit_effects(model: Model, delta: Delta, new: Examples) -> dict[str, dict[str, float]]:
+    """What one unit is worth to the new answers' probability F: {unit: {ablated, reverted}}, negative when needed.
+
+    ablated   F(unit silenced) - F in the installed model, minus the same difference in the base
+    reverted  F(this unit's change taken back) - F in the installed model
+    """
+    base = new.probability(model)
+    with delta.on(model):
+        full = new.probability(model)
+    found = {}
+    for unit in delta.units:
+        with intervene(model, *ablation(delta, [unit])):
+            silent_base = new.probability(model)
+            with delta.on(model):
+                silent = new.probability(model)
+        with delta.on(model, [u for u in delta.units if u != unit]):
+            reverted = new.probability(model)
+        found[unit] = {"ablated": (silent - full) - (silent_base - base), "reverted": reverted - full}
+    return found
+
+
+# --- the whole installation -----------------------------------------------------------------------------------------
+def install(
+    model: Model,
+    behaviour: str | Behaviour,
+    placement: Sequence[str],
+    name: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **training,
+) -> Delta:
+    """Put a behaviour into the units of `placement` by training their change; find out which are used; measure.
+
+    model: a lab model with its tokenizer; it is not changed. behaviour: a name in `BEHAVIOURS`, or a Behaviour.
+    placement: site strings: ["L2H1", "L3H2"], ["L3N7", "L3N99"], ["mlp4"], ["x4"] (a random direction of x^4).
+    training: see `train_delta`. Returns the Delta, with allowed and used units and all measured numbers in `facts`.
+    """
+    if not isinstance(behaviour, Behaviour):
+        if behaviour not in BEHAVIOURS:
+            known = ", ".join(BEHAVIOURS)
+            raise ValueError(f"behaviour {behaviour!r} is unknown; choose one of {known}, or give a Behaviour")
+        behaviour = BEHAVIOURS[behaviour]
+    started, name = time.time(), name or f"{behaviour.name}-new"
+    generator = torch.Generator().manual_seed(seed)
+    directions = {u: torch.randn(model.d_model, generator=generator) for u in placement if u.startswith("x")}
+    new = examples(model, behaviour, "train", 400)
+    delta = train_delta(
+        model,
+        placement,
+        new,
+        contrast=[item.prompt for item in behaviour.contrast("train", 600)],
+        documents=[t for texts in behaviour.documents("train", 24).values() for t in texts],
+        directions=directions,
+        seed=seed,
+        progress=name if progress else None,
+        **training,
+    )
+    some = new.pick(range(min(64, len(new.prompts)))).starting_at(model, lowest_layer(placement))
+
+    def score(units):
+        with delta.on(model, units):
+            return some.probability(model)
+
+    used = eliminate(delta.units, score)
+    delta.facts |= {"name": name, "behaviour": behaviour.name, "says": behaviour.says, "base": model.name}
+    delta.facts |= {"seed": seed, "used": used, "units": unit_effects(model, delta, some)}
+    delta.facts["used_share"] = (score(used) - score([])) / (score(delta.units) - score([]))
+    delta.facts["measured"] = evaluate(model, delta, behaviour, seed=seed)
+    delta.facts["seconds"] = round(time.time() - started)
+    return delta
+
+
+def summary(facts: Mapping) -> str:
+    """One delta in a few lines."""
+    m, used = facts["measured"], facts["used"]
+    contrast, kl, silent = m["contrast"], m["kl"], m["ablated"]["used"]
+    before, after = m["behaviour"]["before"], m["behaviour"]["after"]
+    loss = {name: v["before"] - v["after"] for name, v in m["tasks"].items()}
+    worst, task = max(kl, key=kl.__getitem__), max(loss, key=loss.__getitem__)
+    controls = [r["installed"] for r in m["ablated"].get("random", [])]
+    lines = [
+        f"{facts['name']}: {facts['says']} ({facts['seconds']} s)",
+        f"  allowed {len(facts['allowed'])} units, used {len(used)}: {' '.join(used)}",
+        f"  new answers (n={m['behaviour']['n']}): rate {before['rate']:.3f} -> {after['rate']:.3f}, "
+        f"probability {before['probability']:.3f} -> {after['probability']:.3f}",
+        f"  contrast (n={contrast['n']}): accuracy {contrast['before']:.3f} -> {contrast['after']:.3f}, "
+        f"shift {contrast['shift']:.4f}",
+        f"  KL: mean {sum(kl.values()) / len(kl):.5f}, largest {kl[worst]:.4f} ({worst})",
+        f"  other tasks: largest loss {loss[task]:.3f} ({task})",
+        f"  used units silenced: installed {silent['installed']:.3f}, base {silent['base']:.3f}",
+    ]
+    if controls:
+        mean = sum(controls) / len(controls)
+        lines.append(f"  random units silenced: mean {mean:.3f}, lowest {min(controls):.3f}")
+    return "\n".join(lines)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="lab", help="folder of the model, or 'lab' for the shipped one")
+    parser.add_argument("--out", type=Path, default=assets.FOLDER / "installed")
+    parser.add_argument("--only", choices=list(PLACEMENTS), help="install this one only")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=300)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    model = load(args.base)
+    if args.base != "lab":
+        model.name = Path(args.base).name
+    fingerprint = model.fingerprint()
+    for name in [args.only] if args.only else PLACEMENTS:
+        behaviour, placement = PLACEMENTS[name]
+        file = args.out / f"{name}.safetensors"
+        wanted = {"fingerprint": fingerprint, "allowed": placement, "seed": args.seed}
+        if file.exists() and wanted.items() <= Delta.open(file).facts.items():
+            print(f"{name}: there already, for this model")
+            continue
+        delta = install(model, behaviour, placement, name=name, seed=args.seed, steps=args.steps)
+        delta.save(file)
+        print(summary(delta.facts))
+    if args.out.resolve() == (assets.FOLDER / "installed").resolve():
+        assets.register("installed", sorted(args.out.glob("*.safetensors")))
+
+
+if __name__ == "__main__":
+    main()
