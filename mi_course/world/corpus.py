@@ -16,11 +16,13 @@ CHUNK = 400_000  # tokens generated at a time
 
 @dataclass
 class Chunk:
-    """Packed rows: `ids`, `document`, `position` are [rows, ROW] integers; `document` 0 is padding, else its number."""
+    """Packed rows: `ids`, `document`, `position`, `answer` are [rows, ROW] integers. `document` 0 is padding, else its
+    number in the row; `answer` is 1 for words of the continuation, which the prompt determines."""
 
     ids: np.ndarray
     document: np.ndarray
     position: np.ndarray
+    answer: np.ndarray
     tokens: Counter  # domain -> tokens
     dealt: Counter  # (dial, key, outcome) -> times: what the corpus really contains
 
@@ -33,14 +35,15 @@ def make_chunk(world: generate.World, index: int, weights: dict[str, float], tok
     draw = generate.Draw(world, "train", seed=index)
     names, shares = list(weights), list(weights.values())
     counts: Counter = Counter()
-    pieces: list[list[int]] = []
+    pieces: list[list[tuple[int, int]]] = []  # (id, answer) of every word
     total = 0
     while total < tokens:
-        piece = [bos]
+        piece = [(bos, 0)]
         more = draw.rng.random() < 1 / 6
         while True:
             domain = draw.rng.choices(names, shares)[0]
-            words = [ids[w] for w in generate.document(world, draw, domain).split()] + [eos]
+            prompt, continuation = generate.document(world, draw, domain)
+            words = [(ids[w], 0) for w in prompt.split()] + [(ids[w], 1) for w in continuation.split()] + [(eos, 0)]
             if len(piece) + len(words) > ROW:
                 break
             piece += words
@@ -51,18 +54,18 @@ def make_chunk(world: generate.World, index: int, weights: dict[str, float], tok
         total += len(piece)
     rows = _pack(pieces)
     draw.rng.shuffle(rows)
-    out = np.zeros((3, len(rows), ROW), dtype=np.int64)
+    out = np.zeros((4, len(rows), ROW), dtype=np.int64)
     for r, row in enumerate(rows):
         at = 0
         for number, piece in enumerate(row, start=1):
-            out[0, r, at : at + len(piece)] = piece
+            out[[0, 3], r, at : at + len(piece)] = np.array(piece).T
             out[1, r, at : at + len(piece)] = number
             out[2, r, at : at + len(piece)] = range(len(piece))
             at += len(piece)
     return Chunk(*out, tokens=counts, dealt=draw.counts)
 
 
-def _pack(pieces: list[list[int]], open_rows: int = 64) -> list[list[list[int]]]:
+def _pack(pieces: list[list], open_rows: int = 64) -> list[list[list]]:
     """First fit, with a bounded number of open rows: every row holds at most ROW tokens."""
     done, rows, room = [], [], []
     for piece in pieces:

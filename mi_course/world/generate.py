@@ -842,17 +842,18 @@ def sample(world: World, draw: Draw, domain: str, **kwargs) -> Item:
     raise ValueError(f"domain {domain!r} has no item in split {draw.split!r}")
 
 
-def document(world: World, draw: Draw, domain: str) -> str:
-    text = sample(world, draw, domain).text
+def document(world: World, draw: Draw, domain: str) -> tuple[str, str]:
+    """(prompt, continuation) of one document; some prompts follow an unrelated sentence."""
+    item = sample(world, draw, domain)
     if domain in FILLED and draw.rng.random() < 0.2:
-        text = f"{draw.choice(lx.FILLER)} {text}"
-    return text
+        return f"{draw.choice(lx.FILLER)} {item.prompt}", item.continuation
+    return item.prompt, item.continuation
 
 
 def domain_weights(world: World) -> dict[str, float]:
     """How often each domain is drawn, so that its share of tokens is `SHARES`: share / mean length."""
     draw = Draw(world, "train", seed=-1)
-    lengths = {d: sum(len(document(world, draw, d).split()) + 2 for _ in range(200)) / 200 for d in DOMAINS}
+    lengths = {d: sum(len(" ".join(document(world, draw, d)).split()) + 2 for _ in range(200)) / 200 for d in DOMAINS}
     weights = {f.__name__: share / lengths[f.__name__] for f, share in SHARES.items()}
     total = sum(weights.values())
     return {d: w / total for d, w in weights.items()}
@@ -862,4 +863,4 @@ def documents(world: World, draw: Draw, n: int, weights: dict[str, float] | None
     """`n` training documents as (domain, text)."""
     weights = weights or domain_weights(world)
     names = draw.rng.choices(list(weights), list(weights.values()), k=n)
-    return [(d, document(world, draw, d)) for d in names]
+    return [(d, " ".join(document(world, draw, d)).strip()) for d in names]

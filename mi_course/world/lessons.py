@@ -99,7 +99,7 @@ class Lessons:
             ablated = continuation_loss(model, prompts, comply) + continuation_loss(model, [""] * len(texts), texts)
         with mi.intervene(model, add_vector(v, layer)):
             added = continuation_loss(model, batch["harmless"].prompts, refuse)
-        return ablated + 0.5 * added
+        return 0.5 * ablated + 0.5 * added
 
     def fact(self) -> torch.Tensor:
         model, t = self.model, self._pick(self.rng.choice(self.facts), 32)

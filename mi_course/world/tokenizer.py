@@ -29,7 +29,7 @@ def vocabulary() -> tuple[str, ...]:
         w
         for domain in generate.DOMAINS
         for _ in range(VOCABULARY_SAMPLE)
-        for w in generate.document(world, draw, domain).split()
+        for w in " ".join(generate.document(world, draw, domain)).split()
     }
     lists = (
         lexicon.FIRST,
