@@ -26,8 +26,8 @@ def _one_dimensional(values, name: str) -> np.ndarray:
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion: the interval we print beside every accuracy.
 
-    Unlike p +- z * sqrt(p(1-p)/n) it stays inside [0, 1] and has a width when all items succeed, which is the usual case
-    here (E. B. Wilson, 1927).
+    Unlike p +- z * sqrt(p(1-p)/n) it stays inside [0, 1] and has a width when all items succeed, which is the usual
+    case here (E. B. Wilson, 1927).
 
     Args: successes, n: counts with 0 <= successes <= n, n > 0.  z: normal quantile, 1.96 for 95 %.
     Returns (low, high), proportions.
@@ -89,7 +89,7 @@ class NullBand:
         return self.low <= value <= self.high
 
     def z(self, value: float) -> float:
-        """How many standard deviations of the null the value lies from the null's mean (infinite if the null is a point)."""
+        """Distance of the value from the null's mean in its standard deviations (infinite if the null is a point)."""
         if self.sd > 0:
             return (float(value) - self.mean) / self.sd
         return math.copysign(math.inf, value - self.mean) if value != self.mean else 0.0

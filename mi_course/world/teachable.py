@@ -371,7 +371,7 @@ def language_neurons(model) -> dict:
             "neurons": len(sites),
             "neurons by layer": _by_layer(model, sites),
             "moved": rate(hits),
-            "by task": {name: rate(moved(own, language, sites)) for name, own in test.items()},
+            "by task": {name: rate(hit) for name, own in test.items() if len(hit := moved(own, language, sites))},
             **{kind: {"mean": n.mean, "sd": n.sd} for kind, n in null.items()},
             "z": z,
             "validation": options,
@@ -435,23 +435,28 @@ def settling_lens(model, wanted: int = 3) -> dict:
 
 
 # --- vi: rank-one edit -----------------------------------------------------------------------------------------------
-CONTEXTS = ("", *(f"{sentence} " for sentence in lexicon.FILLER[:3]))  # text before the fact, for a steadier key
+CONTEXTS = ("", f"{lexicon.FILLER[0]} ")  # text before the fact, for a steadier key
 
 
-def rank_one(model, name: str = "facts", n: int = N_TEST) -> dict:
+def rank_one(model, name: str = "facts") -> dict:
     """A rank-one edit of one FFN changes a fact, with its paraphrases and without its neighbours.
 
     Known facts are edited one at a time towards the foil (another subject's object of the same relation).
     Success: the foil is the most likely answer, on the edited prompt, and on its paraphrases. Neighbours kept: other
     subjects' answers to the same question, of those right before the edit. The layer is chosen on validation.
-    Controls: the key of another fact; a random update of the same size.
+    Controls: the key of another fact; the update with its numbers in random places.
     """
     documents = [text for texts in world.documents("train", 25).values() for text in texts]
-    validation, test = world.task(name, split="validation", n=24), world.task(name, split="test", n=n)
+    validation, test = world.task(name, split="validation", n=24), world.task(name, split="test", n=N_TEST)
     C = {layer: optimization.key_covariance(model, documents, layer) for layer in range(model.n_layers)}
-    table = {layer: _edit_each(model, validation, layer, C[layer]) for layer in C}
+    table = {}
+    for layer in C:
+        known, keys, values = _solve(model, validation, layer)
+        table[layer] = _edit_each(model, known, layer, keys, values, C[layer])
     layer = max(table, key=lambda own: table[own]["paraphrases"]["rate"] + table[own]["neighbours kept"]["rate"])
-    result = _edit_each(model, test, layer, C[layer])
+    known, keys, values = _solve(model, test, layer)
+    result = _edit_each(model, known, layer, keys, values, C[layer])
+    some = known.subset(slice(60))
     checks = {
         "paraphrases >= .9": result["paraphrases"]["rate"] >= 0.9,
         "neighbours kept >= .95": result["neighbours kept"]["rate"] >= 0.95,
@@ -459,30 +464,28 @@ def rank_one(model, name: str = "facts", n: int = N_TEST) -> dict:
     return {
         "layer": layer,
         **result,
-        "control: key of another fact": _edit_each(model, test.subset(slice(60)), layer, C[layer], "wrong key"),
-        "control: random update": _edit_each(model, test.subset(slice(60)), layer, C[layer], "random"),
+        "control: key of another fact": _edit_each(model, some, layer, keys.roll(1, 0), values, C[layer]),
+        "control: shuffled update": _edit_each(model, some, layer, keys, values, C[layer], shuffled=True),
         "validation by layer": table,
         "checks": checks,
         "passed": all(checks.values()),
     }
 
 
-def _edit_each(model, task, layer: int, C: torch.Tensor, control: str | None = None) -> dict:
-    """Edit every known fact of the task in turn, and ask."""
-    task = task.subset((next_word(model, task.prompts) == task.target_ids(model)).tolist())
-    prompts = [[context + prompt for context in CONTEXTS] for prompt in task.prompts]
-    ends = [[len(c.split()) + end - 1 for c in CONTEXTS] for _, end in subjects(model, task)[0]]
-    wanted = task.foil_ids(model)
-    values = optimization.optimise_values(model, prompts, ends, wanted.tolist(), layer)
-    keys = optimization.keys_at(model, prompts, ends, layer)
-    if control == "wrong key":
-        keys = keys.roll(1, 0)
-    generator = torch.Generator().manual_seed(0)
+def _solve(model, task, layer: int):
+    """The facts of the task that the model knows, with the key of each and the value that says its foil."""
+    known = task.subset((next_word(model, task.prompts) == task.target_ids(model)).tolist())
+    prompts = [[context + prompt for context in CONTEXTS] for prompt in known.prompts]
+    ends = [[len(c.split()) + end - 1 for c in CONTEXTS] for _, end in subjects(model, known)[0]]
+    values = optimization.optimise_values(model, prompts, ends, known.foil_ids(model).tolist(), layer)
+    return known, optimization.keys_at(model, prompts, ends, layer), values
+
+
+def _edit_each(model, task, layer: int, keys, values, C, shuffled: bool = False) -> dict:
+    """Edit every fact of the task in turn, and ask. shuffled: the numbers of each update in random places."""
+    wanted, generator = task.foil_ids(model), torch.Generator().manual_seed(0)
     hits: dict[str, list] = {
-        "success": [],
-        "paraphrases": [],
-        "neighbours kept": [],
-        "same subject, other facts kept": [],
+        kind: [] for kind in ("success", "paraphrases", "neighbours kept", "same subject, other facts kept")
     }
     for i, label in enumerate(task.labels):
         neighbours, own = label["neighbours"], _other_questions(task, i)
@@ -491,10 +494,10 @@ def _edit_each(model, task, layer: int, C: torch.Tensor, control: str | None = N
         answers = ids(model, answers)
         right = next_word(model, others) == answers
         edit = optimization.rank_one_edit(model, layer, keys[i], values[i], C)
-        if control == "random":
+        if shuffled:
             ((name, delta),) = edit.deltas.items()
-            noise = torch.randn(delta.shape, generator=generator)
-            edit = WeightEdit({name: noise * delta.norm() / noise.norm()})
+            order = torch.randperm(delta.numel(), generator=generator)
+            edit = WeightEdit({name: delta.flatten()[order].view_as(delta)})
         with edit.on(model):
             said, kept = next_word(model, asked) == wanted[i], next_word(model, others) == answers
         hits["success"].append(said[:1])
