@@ -330,32 +330,41 @@ def language_neurons(model) -> dict:
     of two nulls: random neurons, and random neurons of the same layers. One language that passes is enough.
     """
     words = {language: ids(model, sorted(own)) for language, own in language_words().items()}
-    cases = {split: _by_language(split) for split in generate.SPLITS}
+    prompts = {split: _by_language(split) for split in generate.SPLITS}
 
-    def moved(prompts, language, sites):
-        before, after = next_word(model, prompts), next_word(model, prompts, _zero_neurons(model, sites))
-        elsewhere = torch.cat([own for other, own in words.items() if other != language])
-        return torch.isin(after, elsewhere)[torch.isin(before, words[language])]
+    def cases(split, language, n=None):
+        """The prompts that the model answers with a word of the language, by task."""
+        by_task = {name: own[:n] for name, own in prompts[split][language].items() if own}
+        said = {name: torch.isin(next_word(model, own), words[language]) for name, own in by_task.items()}
+        return {
+            name: [p for p, yes in zip(own, said[name]) if yes] for name, own in by_task.items() if said[name].any()
+        }
+
+    def moved(own, language, sites):
+        elsewhere = torch.cat([words[other] for other in words if other != language])
+        return torch.isin(next_word(model, own, _zero_neurons(model, sites)), elsewhere)
 
     def neurons_of(variant, top_rate, lowest, language):
         own = found[variant].select(top_rate, 0.8)[language]
         return [site for site in own if mi.Site.parse(site).layer >= lowest]
 
-    at_answer = {language: [p for own in by_task.values() for p in own] for language, by_task in cases["train"].items()}
+    at_answer = {
+        language: [p for own in by_task.values() for p in own] for language, by_task in prompts["train"].items()
+    }
     found = {
         "documents": magnitude.lape(model, language_documents()),
         "answers": magnitude.lape(model, at_answer, position=-1),
     }
     rows = {}
     for language in lexicon.LANGUAGES:
-        validation = [p for own in cases["validation"][language].values() for p in own[:40]]
+        validation = [p for own in cases("validation", language, 40).values() for p in own]
         options = {}
         for option in itertools.product(found, (0.02, 0.05, 0.1, 0.2), (0, model.n_layers // 2)):
             if sites := neurons_of(*option, language):
                 options[option] = share_of(moved(validation, language, sites))
         best = max(options, key=lambda option: (round(options[option], 2), -option[1]))
         sites = neurons_of(*best, language)
-        test = {name: own for name, own in cases["test"][language].items() if own}
+        test = cases("test", language)
         everything = [p for own in test.values() for p in own]
         hits = moved(everything, language, sites)
         sample = everything[:: max(1, len(everything) // N_TEST)]
@@ -371,7 +380,7 @@ def language_neurons(model) -> dict:
             "neurons": len(sites),
             "neurons by layer": _by_layer(model, sites),
             "moved": rate(hits),
-            "by task": {name: rate(hit) for name, own in test.items() if len(hit := moved(own, language, sites))},
+            "by task": {name: rate(moved(own, language, sites)) for name, own in test.items()},
             **{kind: {"mean": n.mean, "sd": n.sd} for kind, n in null.items()},
             "z": z,
             "validation": options,
