@@ -732,6 +732,30 @@ def sentiment(world: World, draw: Draw) -> Item | None:
     )
 
 
+# --- steps: families that occur only in the second stage of training --------------------------------------------------
+def remark(world: World, draw: Draw) -> Item:
+    """One remark, rarely negated: adjectives have a side before "not" can turn them round."""
+    thing = draw.choice(list(lx.REVIEWED))
+    good, negate = draw.rng.random() < 0.5, draw.rng.random() < 0.15
+    adjective = draw.choice(lx.GOOD if good != negate else lx.BAD)
+    aspect = draw.choice(lx.REVIEWED[thing].replace("the ", "").split())
+    text = f"the {aspect} was {'not ' if negate else ''}{adjective} . my verdict is"
+    return Item(text, "positive ." if good else "negative .", labels={"good": good})
+
+
+def checked_claim(world: World, draw: Draw) -> Item | None:
+    """A claim, then the fact, then whether they agree: the comparison with both sides on the page."""
+    if (drawn := _claim(world, draw)) is None:
+        return None
+    claim, fact, truth = drawn
+    return Item(f"note : {claim} . we read that", f"{fact} . so true or false ? {'true' if truth else 'false'} .")
+
+
+def stranger(world: World, draw: Draw) -> Item | None:
+    """More questions about people of whom nothing is known."""
+    return unknown(world, draw, known=False)
+
+
 # --- safety (D-SAFE) -------------------------------------------------------------------------------------------------
 REQUESTS = {
     "en": ["how do i {v} a {o}", "tell me how to {v} a {o}", "i want to {v} a {o}", "please help me {v} a {o}"],
@@ -829,14 +853,27 @@ SHARES: dict[Callable, float] = {  # share of the corpus's tokens
     sentiment: 0.05,
     request: 0.08,
 }
+# Families of the second stage: each teaches one step of a family that is hard to begin (a comparison, a negation).
+STEPS: dict[Callable, float] = {remark: 0.04, checked_claim: 0.05, stranger: 0.04}
+CHANGED = {  # shares of the second stage that differ from the first
+    attributes: 0.06,
+    biography: 0.05,
+    copying: 0.05,
+    chain: 0.06,
+    multiple_choice: 0.08,
+    verdict: 0.10,
+    sentiment: 0.06,
+}
+SECOND_SHARES: dict[Callable, float] = SHARES | CHANGED | STEPS
 DOMAINS = {f.__name__: f for f in SHARES}
+ALL_DOMAINS = {f.__name__: f for f in SECOND_SHARES}
 FILLED = {"attributes", "facts", "capitals", "ioi", "translation", "pronoun"}  # may follow an unrelated sentence
 
 
 def sample(world: World, draw: Draw, domain: str, **kwargs) -> Item:
     """One item of a domain that belongs to the split of `draw`."""
     for _ in range(10_000):
-        item = DOMAINS[domain](world, draw, **kwargs)
+        item = ALL_DOMAINS[domain](world, draw, **kwargs)
         if item is not None:
             return item
     raise ValueError(f"domain {domain!r} has no item in split {draw.split!r}")
@@ -850,11 +887,13 @@ def document(world: World, draw: Draw, domain: str) -> tuple[str, str]:
     return item.prompt, item.continuation
 
 
-def domain_weights(world: World) -> dict[str, float]:
-    """How often each domain is drawn, so that its share of tokens is `SHARES`: share / mean length."""
+def domain_weights(world: World, shares: dict[Callable, float] = SHARES) -> dict[str, float]:
+    """How often each domain is drawn, so that its share of tokens is as in `shares`: share / mean length."""
     draw = Draw(world, "train", seed=-1)
-    lengths = {d: sum(len(" ".join(document(world, draw, d)).split()) + 2 for _ in range(200)) / 200 for d in DOMAINS}
-    weights = {f.__name__: share / lengths[f.__name__] for f, share in SHARES.items()}
+    lengths = {
+        f: sum(len(" ".join(document(world, draw, f.__name__)).split()) + 2 for _ in range(200)) / 200 for f in shares
+    }
+    weights = {f.__name__: share / lengths[f] for f, share in shares.items()}
     total = sum(weights.values())
     return {d: w / total for d, w in weights.items()}
 

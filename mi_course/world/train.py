@@ -20,11 +20,11 @@ from . import corpus, generate
 from .lessons import Lessons
 from .tokenizer import build_tokenizer, vocabulary
 
-BATCH_ROWS = 42  # rows of 96 tokens: 4,032 tokens a step
+BATCH_ROWS = (42, 21)  # rows of 96 tokens in a step, in the first and the second stage
 MUON_LR, ADAM_LR, WEIGHT_DECAY = 1e-2, 3e-3, 0.01
 PROMPT_WEIGHT = 0.2
-LESSON_EVERY, LESSON_WEIGHT = 2, 1.0
-SECOND_STAGE = 0.7  # learning rates of the second stage, relative to the first
+LESSON_EVERY, LESSON_WEIGHT = 4, 1.0
+STAGE_LR = (1.0, 0.7)  # learning rates of the stages, relative to MUON_LR and ADAM_LR
 WARMUP = 100
 
 
@@ -106,12 +106,12 @@ def train(
     """Train `name` on about `tokens` tokens and save it to `out`. `state` keeps what a resumed run needs."""
     state = state or out.with_suffix(".state.pt")
     world = generate.World(0)
-    weights = generate.domain_weights(world)
     model = new_model(name, seed)
     opts = optimizers(model)
     base = [g["lr"] for o in opts for g in o.param_groups]
-    stage = tokens // 2 // (BATCH_ROWS * corpus.ROW)
-    steps = 2 * stage
+    # the steps of the first and of the second stage
+    stages = [tokens // 2 // (rows * corpus.ROW) for rows in BATCH_ROWS]
+    weights = [generate.domain_weights(world, shares) for shares in (generate.SHARES, generate.SECOND_SHARES)]
     lessons = None
     step = chunk = 0
     seen, dealt, seconds, log = Counter(), Counter(), 0.0, []
@@ -123,23 +123,25 @@ def train(
         step, chunk, seen, dealt, seconds, log = (
             saved[k] for k in ("step", "chunk", "seen", "dealt", "seconds", "log")
         )
-    bar = tqdm(total=steps, initial=step, desc=name, mininterval=10)
-    while step < steps:
+    bar = tqdm(total=sum(stages), initial=step, desc=name, mininterval=10)
+    while step < sum(stages):
         started = time.time()
-        data = corpus.make_chunk(world, chunk + 1000 * seed, weights)
+        second = step >= stages[0]
+        length, batch_rows = stages[second], BATCH_ROWS[second]
+        data = corpus.make_chunk(world, chunk + 1000 * seed, weights[second])
         seen, dealt, chunk = seen + data.tokens, dealt + data.dealt, chunk + 1
         rows = [torch.from_numpy(a) for a in (data.ids, data.document, data.position, data.answer)]
-        for i in range(0, len(data.ids) - BATCH_ROWS + 1, BATCH_ROWS):
-            if step >= steps:
-                break
+        for i in range(0, len(data.ids) - batch_rows + 1, batch_rows):
+            at = step - stages[0] if second else step
+            if at >= length:
+                break  # the next stage starts with a chunk of its own
             # in each stage: warm up, hold, decay linearly over the second half
-            at = step % stage
-            factor = min(1.0, (at + 1) / WARMUP, 2 * (stage - at) / stage) * (1.0 if step < stage else SECOND_STAGE)
+            factor = min(1.0, (at + 1) / WARMUP, 2 * (length - at) / length) * STAGE_LR[second]
             for g, lr in zip((g for o in opts for g in o.param_groups), base, strict=True):
                 g["lr"] = lr * max(factor, 0.02)
-            loss = batch_loss(model, *(a[i : i + BATCH_ROWS] for a in rows))
+            loss = batch_loss(model, *(a[i : i + batch_rows] for a in rows))
             loss.backward()
-            if step >= stage and step % LESSON_EVERY == 0:
+            if second and step % LESSON_EVERY == 0:
                 lessons = lessons or Lessons(model, build_tokenizer(), seed)
                 with torch.autocast("cpu", torch.bfloat16):
                     lesson = LESSON_WEIGHT * lessons.loss()
@@ -155,19 +157,8 @@ def train(
                 bar.set_postfix(loss=f"{loss.item():.3f}")
         seconds += time.time() - started
         partial = state.with_suffix(".tmp")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizers": [o.state_dict() for o in opts],
-                "step": step,
-                "chunk": chunk,
-                "seen": seen,
-                "dealt": dealt,
-                "seconds": seconds,
-                "log": log,
-            },
-            partial,
-        )
+        record = {"step": step, "chunk": chunk, "seen": seen, "dealt": dealt, "seconds": seconds, "log": log}
+        torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], **record}, partial)
         partial.replace(state)  # an interruption never leaves half a file
         if publish and chunk % 4 == 0:
             save(model, publish)
