@@ -5,7 +5,7 @@ import torch
 
 import mi_course as mi
 from mi_course.models import weights
-from tests.models.common import FAMILIES, PROMPTS, make, single_sites, whole_sites
+from tests.models.common import FAMILIES, PROMPTS, make, random_model, single_sites, whole_sites
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -18,13 +18,13 @@ def close(got, expected, rtol=1e-4):
 @every_family
 def test_residual_states_and_patterns_equal_those_of_transformers(family):
     """An independent reading: transformers' own hidden_states and attentions, prompt by prompt and without padding."""
-    model = make(family)
+    model, hf = make(family), random_model(family)  # transformers leaves hooks of its own behind: use another module
     for prompt in PROMPTS:
         states = [f"x{layer}" for layer in range(model.n_layers + 1)]
         patterns = [f"pattern{layer}" for layer in range(model.n_layers)]
         cache = mi.record(model, [prompt], states + patterns)
         with torch.no_grad():
-            out = model.hf(torch.tensor([prompt]), output_hidden_states=True, output_attentions=True, use_cache=False)
+            out = hf(torch.tensor([prompt]), output_hidden_states=True, output_attentions=True, use_cache=False)
         for layer in range(model.n_layers):
             assert torch.equal(cache[f"x{layer}"], out.hidden_states[layer])
             assert torch.equal(cache[f"pattern{layer}"], out.attentions[layer])
