@@ -19,6 +19,7 @@ from .hooks import Taps
 from .memory import keep_freed
 
 ASSETS = Path(__file__).parent.parent / "assets"
+SHIPPED = ("lab", "lab-llama")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -256,7 +257,7 @@ def load(name: str = "lab", device=None, dtype=None) -> Model:
     except OSError as error:
         raise ValueError(
             f"name: model {name!r} could not be read ({str(error).splitlines()[0]}). Give a shipped model "
-            f"({', '.join(_shipped()) or 'none yet'}), a folder with config.json, or a hub name that can be reached"
+            f"({', '.join(SHIPPED)}), a folder with config.json, or a hub name that can be reached"
         ) from error
     return wrap(hf.to(device), tokenizer, name=str(name))
 
@@ -297,10 +298,6 @@ def _quiet(local: bool):
             logging.enable_progress_bar()
 
 
-def _shipped() -> list[str]:
-    return sorted(file.parent.name for file in ASSETS.glob("*/config.json"))
-
-
 def _find(name: str) -> tuple[str, bool]:
     """Where to read `name` from, and whether that is local."""
     from .. import assets
@@ -310,6 +307,11 @@ def _find(name: str) -> tuple[str, bool]:
     for folder in (ASSETS / name, Path(name).expanduser()):
         if (folder / "config.json").exists():
             return str(folder), True
+    if name in SHIPPED:  # never looked for on the hub
+        raise ValueError(
+            f"name: the shipped model {name!r} is missing from mi_course/assets; reinstall the package, or make it "
+            "again with `python -m mi_course.world.train`"
+        )
     return name, False
 
 

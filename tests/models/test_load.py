@@ -1,5 +1,6 @@
 """Loading: the self-check refuses a wrong row, the default path needs no network, and a fingerprint names a model."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -109,6 +110,25 @@ def test_a_folder_loads_without_network(folder, monkeypatch):
     texts = model.generate(["w1 w2", "w3"], 4)
     assert len(texts) == 2 and all(set(text.split()) <= {f"w{i}" for i in range(47)} for text in texts)
     assert mi.load(str(folder), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_a_shipped_model_is_verified_and_never_looked_for_on_the_hub(folder, tmp_path, monkeypatch):
+    from mi_course import assets
+    from mi_course.models import model as module
+
+    monkeypatch.setattr(module, "ASSETS", tmp_path)
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="shipped model 'lab' is missing.*mi_course.world.train"):
+        mi.load()
+    shutil.copytree(folder, tmp_path / "lab")
+    assets.register("lab", list((tmp_path / "lab").iterdir()))
+    assert mi.load().name == "lab"
+    weights = tmp_path / "lab" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(assets.AssetError, match="model.safetensors is not the file that was shipped; restore it"):
+        mi.load()
 
 
 def test_a_target_of_several_tokens_names_its_pieces(folder):
