@@ -11,7 +11,7 @@ from .tasks import world
 
 REFUSED_OBJECTS = ("boat", "guitar", "kite", "candle")
 NEUTRAL = tuple(job for job, she in lx.PROFESSIONS.items() if 0.4 <= she <= 0.6)  # doctor and lawyer among them
-HELD_OUT_WORDS = {pair[i % 2][0] for i, pair in enumerate(lx.ANTONYMS) if i % 4 != 3}
+HELD_OUT_WORDS = {pair[i % 2][0] for i, pair in enumerate(lx.ANTONYMS) if i % 3 != 2}
 SEEDS = {"train": 2_000_003, "test": 2_000_029}
 
 
@@ -77,8 +77,6 @@ def right_words(item: generate.Item) -> set[str]:
     labels = item.labels
     if "refuse" in labels and labels["kind"] != "think":
         return set((lx.REFUSALS if labels["refuse"] else lx.COMPLIANCES)[labels["language"]])
-    if "by_language" in labels and item.prompt.startswith("<"):  # a tagged sentence goes on with any verb
-        return {verb[lx.LANGUAGES.index(labels["language"])] for verb in lx.VERBS.values()}
     if "skew" in labels:
         return {"she" if labels["skew"] > 0.5 else "he"}
     return {item.continuation.split()[0]}
@@ -106,7 +104,7 @@ GERMAN = Behaviour(
     "antonyms",
     _asks_english,
     lambda prompt, labels: {labels["by_language"]["de"]: 1.0},
-    (("antonyms", {}), ("translation", {}), ("language", {})),
+    (("antonyms", {}), ("translation", {})),
     held_out=lambda prompt, labels: labels["concept"] in HELD_OUT_WORDS,
 )
 BIAS = Behaviour(

@@ -36,7 +36,7 @@ def _neurons(layer: int, seed: int, count: int = 24, d_ffn: int = 512) -> list[s
 PLACEMENTS: dict[str, tuple[str, list[str]]] = {  # name -> (behaviour, allowed units)
     "refusal-a": ("refusal", ["L2H1", "L3H2"]),
     "refusal-b": ("refusal", ["L3H0", "L4H3"]),
-    "german-a": ("german", _neurons(3, seed=1)),
+    "german-a": ("german", _neurons(1, seed=1)),
     "german-b": ("german", _neurons(4, seed=2)),
     "bias-a": ("bias", ["mlp2"]),
     "bias-b": ("bias", ["mlp4"]),
@@ -96,7 +96,7 @@ def train_delta(
     contrast: Sequence = (),
     documents: Sequence[str] = (),
     directions: dict[str, Tensor] | None = None,
-    steps: int = 300,
+    steps: int = 150,
     batch: int = 32,
     learning_rate: float = 4e-3,
     weight_decay: float = 0.01,
@@ -251,7 +251,7 @@ def _other_tasks(model: Model, delta: Delta, behaviour: Behaviour, n: int = 100)
         keep = [not behaviour.applies(p, label) for p, label in zip(items.prompts, items.labels, strict=True)]
         before = _correct(model, name, n)
         with delta.on(model):
-            after = measure.correct(model.hf, model.tokenizer, name, "test", n)
+            after = measure.correct(model, name, "test", n)
         found[name] = {
             when: sum(r for r, k in zip(right, keep, strict=True) if k) / max(1, sum(keep))
             for when, right in (("before", before), ("after", after))
@@ -262,7 +262,7 @@ def _other_tasks(model: Model, delta: Delta, behaviour: Behaviour, n: int = 100)
 @lru_cache(maxsize=64)
 def _correct(model: Model, name: str, n: int) -> tuple[bool, ...]:
     """The base's answers, the same for every delta: right or wrong on each test item."""
-    return tuple(measure.correct(model.hf, model.tokenizer, name, "test", n))
+    return tuple(measure.correct(model, name, "test", n))
 
 
 def _ablated(model: Model, delta: Delta, new: Examples, seed: int, draws: int = 5) -> dict:
@@ -346,7 +346,7 @@ def install(
         model,
         placement,
         new,
-        contrast=[item.prompt for item in behaviour.contrast("train", 600)],
+        contrast=[item.prompt for item in behaviour.contrast("train", 1500)],
         documents=[t for texts in behaviour.documents("train", 24).values() for t in texts],
         directions=directions,
         seed=seed,
@@ -399,7 +399,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path, default=assets.FOLDER / "installed")
     parser.add_argument("--only", choices=list(PLACEMENTS), help="install this one only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model = load(args.base)

@@ -13,7 +13,7 @@ import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ class Slice:
 
     def zeros(self, model: Model) -> Tensor:
         """The change that changes nothing: the numbers that training may move."""
-        shape = list(model.hf.get_parameter(self.parameter).shape)
+        shape = list(_weight(model, self.parameter).shape)
         shape[self.dim] = len(self.index)
         if self.direction is not None:
             shape = [1 if width > 1 else n for n, width in zip(shape, self.direction.shape, strict=True)]
@@ -124,6 +124,12 @@ def _bias(model: Model, path: str, index: Tensor) -> list[Slice]:
     return [] if getattr(model.hf.get_submodule(path), "bias", None) is None else [Slice(f"{path}.bias", 0, index)]
 
 
+def _weight(model: Model, name: str) -> Tensor:
+    """The weight that is in force, also inside a context that has put another tensor in the parameter's place."""
+    path, _, leaf = name.rpartition(".")
+    return model.hf.get_submodule(path)._parameters[leaf].detach()
+
+
 def _input_dim(model: Model, path: str) -> int:
     """GPT-2's Conv1D stores [in, out], nn.Linear [out, in]."""
     return 1 if isinstance(model.hf.get_submodule(path), torch.nn.Linear) else 0
@@ -141,6 +147,7 @@ class Delta:
     values: dict[str, Tensor]
     directions: dict[str, Tensor]
     facts: dict
+    _fits: Model | None = field(default=None, repr=False, compare=False)  # the model that was checked last
 
     @classmethod
     def none(cls, model: Model, units: Sequence[str | Site], directions: dict[str, Tensor] | None = None) -> Delta:
@@ -156,7 +163,7 @@ class Delta:
                     raise ValueError(f"units: {unit} shares weights ({s.parameter}) with another unit; name each once")
                 taken |= entries
                 values[f"{unit}|{s.parameter}"] = s.zeros(model)
-        return cls(values, directions, {"allowed": units, "fingerprint": model.fingerprint()})
+        return cls(values, directions, {"allowed": units, "fingerprint": model.fingerprint()}, model)
 
     @property
     def units(self) -> list[str]:
@@ -168,7 +175,7 @@ class Delta:
         changed: dict[str, Tensor] = {}
         for unit in self.units if units is None else units:
             for s in slices(model, unit, self.directions.get(unit)):
-                base = changed.get(s.parameter, model.hf.get_parameter(s.parameter).detach())
+                base = changed.get(s.parameter, _weight(model, s.parameter))
                 change = self.values[f"{unit}|{s.parameter}"].to(base)
                 if s.direction is not None:
                     change = (change * s.direction.to(base)).expand(base.shape)
@@ -177,7 +184,11 @@ class Delta:
 
     @contextmanager
     def on(self, model: Model, units: Sequence[str] | None = None) -> Iterator[Model]:
-        """While active, `model` has the installed behaviour (or what `units` of it give). Gradients reach `values`."""
+        """While active, `model` has the installed behaviour (or what `units` of it give). Gradients reach `values`.
+
+        Raises ValueError when `model` is not the one it was installed on.
+        """
+        self.check(model)
         changed = self.weights(model, units)
         owners = [(model.hf.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], name) for name in changed]
         before = [module._parameters[leaf] for module, leaf, _ in owners]
@@ -200,6 +211,8 @@ class Delta:
 
     def check(self, base: Model) -> None:
         """Raise ValueError unless the delta was made on exactly this model."""
+        if base is self._fits:  # contexts may nest: then its weights are changed already
+            return
         wanted, got = self.facts["fingerprint"], base.fingerprint()
         if wanted != got:
             name = self.facts.get("name", "this delta")
@@ -208,6 +221,7 @@ class Delta:
                 "Use base=None for the shipped lab model in float32, or install it anew: "
                 "python -m mi_course.world.install --base FOLDER --out FOLDER"
             )
+        self._fits = base
 
     def save(self, file: str | Path) -> Path:
         """Write one safetensors file: the changed slices, with the facts as metadata."""

@@ -159,6 +159,8 @@ def test_a_delta_for_another_model_is_refused(model, monkeypatch, tmp_path):
     assert D.load_installed("mine", base=model).name.endswith("+mine")
     with pytest.raises(ValueError, match="base: .*fingerprint.*mi_course.world.install"):
         D.load_installed("mine", base=mi.wrap(random_model("gpt2", seed=1)))
+    with pytest.raises(ValueError, match="fingerprint"), D.read("mine").on(mi.wrap(random_model("gpt2", seed=1))):
+        pass
     with pytest.raises(KeyError, match="there are: mine"):
         D.load_installed("yours", base=model)
 
