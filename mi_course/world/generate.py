@@ -752,8 +752,13 @@ def checked_claim(world: World, draw: Draw) -> Item | None:
 
 
 def stranger(world: World, draw: Draw) -> Item | None:
-    """More questions about people of whom nothing is known."""
-    return unknown(world, draw, known=False)
+    """More questions about people of whom nothing is known, half of them with a name put together in another way."""
+    if draw.rng.random() < 0.5:
+        return unknown(world, draw, known=False)
+    a, b = draw.choice([(lx.LAST, lx.FIRST), (lx.FIRST, lx.FIRST), (lx.LAST, lx.LAST)])
+    ask = draw.choice(QUESTIONS[draw.choice(list(QUESTIONS))])
+    name = f"{draw.choice(a)} {draw.choice(b)}"
+    return Item(f"<user> {ask.format(s=name)} <end> <bot>", "i do not know .", labels={"known": False})
 
 
 # --- safety (D-SAFE) -------------------------------------------------------------------------------------------------
@@ -865,6 +870,10 @@ CHANGED = {  # shares of the second stage that differ from the first
     sentiment: 0.06,
 }
 SECOND_SHARES: dict[Callable, float] = SHARES | CHANGED | STEPS
+THIRD_SHARES: dict[Callable, float] = SECOND_SHARES | {  # dials and judgements need many examples to be exact
+    facts: 0.14, attributes: 0.05, verdict: 0.14, stranger: 0.08, pronoun: 0.06, persona: 0.04, toxicity: 0.02,
+    context: 0.04, guess: 0.02, sycophancy: 0.05, copying: 0.04, retrieval: 0.03, request: 0.06,
+}  # fmt: skip
 DOMAINS = {f.__name__: f for f in SHARES}
 ALL_DOMAINS = {f.__name__: f for f in SECOND_SHARES}
 FILLED = {"attributes", "facts", "capitals", "ioi", "translation", "pronoun"}  # may follow an unrelated sentence

@@ -1,6 +1,7 @@
 """Train a lab model from a seed: `python -m mi_course.world.train lab --out FOLDER`. Resumes after an interruption.
 
-Two stages of equal length, each with its own warm-up and decay: text alone, then text with lessons (`world.lessons`).
+Three stages, each with its own warm-up and decay: text alone; text with lessons (`world.lessons`); the same at a low
+rate, with more of what has to be exact.
 Muon for the hidden matrices and AdamW for the rest learn several times more per token here than AdamW alone.
 """
 
@@ -10,6 +11,8 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,12 +23,32 @@ from . import corpus, generate
 from .lessons import Lessons
 from .tokenizer import build_tokenizer, vocabulary
 
-BATCH_ROWS = (42, 21)  # rows of 96 tokens in a step, in the first and the second stage
 MUON_LR, ADAM_LR, WEIGHT_DECAY = 1e-2, 3e-3, 0.01
 PROMPT_WEIGHT = 0.2
 LESSON_EVERY, LESSON_WEIGHT = 4, 1.0
-STAGE_LR = (1.0, 0.7)  # learning rates of the stages, relative to MUON_LR and ADAM_LR
 WARMUP = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with its own warm-up and decay. rows: rows in a step; lr: relative to the rates above."""
+
+    tokens: float
+    rows: int
+    lr: float
+    shares: dict
+    lessons: bool
+
+    @property
+    def steps(self) -> int:
+        return int(self.tokens) // (self.rows * corpus.ROW)
+
+
+STAGES = (
+    Stage(7e6, rows=42, lr=1.0, shares=generate.SHARES, lessons=False),
+    Stage(7e6, rows=21, lr=0.7, shares=generate.SECOND_SHARES, lessons=True),
+    Stage(4e6, rows=21, lr=0.3, shares=generate.THIRD_SHARES, lessons=True),
+)
 
 
 def new_model(name: str, seed: int):
@@ -100,18 +123,16 @@ def batch_loss(model, ids, document, position, answer):
     return (loss * weight.flatten()).sum() / weight.sum()
 
 
-def train(
-    name: str, out: Path, tokens: int, seed: int = 0, state: Path | None = None, publish: Path | None = None
-) -> dict:
-    """Train `name` on about `tokens` tokens and save it to `out`. `state` keeps what a resumed run needs."""
+def train(name: str, out: Path, seed: int = 0, state: Path | None = None, stages: Sequence[Stage] = STAGES) -> dict:
+    """Train `name` through the stages and save it to `out`. `state` keeps what a resumed run needs."""
     state = state or out.with_suffix(".state.pt")
     world = generate.World(0)
     model = new_model(name, seed)
     opts = optimizers(model)
     base = [g["lr"] for o in opts for g in o.param_groups]
-    # the steps of the first and of the second stage
-    stages = [tokens // 2 // (rows * corpus.ROW) for rows in BATCH_ROWS]
-    weights = [generate.domain_weights(world, shares) for shares in (generate.SHARES, generate.SECOND_SHARES)]
+    begins = [sum(s.steps for s in stages[:i]) for i in range(len(stages))]
+    weights = [generate.domain_weights(world, s.shares) for s in stages]
+    total = sum(s.steps for s in stages)
     lessons = None
     step = chunk = 0
     seen, dealt, seconds, log = Counter(), Counter(), 0.0, []
@@ -123,25 +144,25 @@ def train(
         step, chunk, seen, dealt, seconds, log = (
             saved[k] for k in ("step", "chunk", "seen", "dealt", "seconds", "log")
         )
-    bar = tqdm(total=sum(stages), initial=step, desc=name, mininterval=10)
-    while step < sum(stages):
+    bar = tqdm(total=total, initial=step, desc=name, mininterval=10)
+    while step < total:
         started = time.time()
-        second = step >= stages[0]
-        length, batch_rows = stages[second], BATCH_ROWS[second]
-        data = corpus.make_chunk(world, chunk + 1000 * seed, weights[second])
+        number = max(i for i, begin in enumerate(begins) if begin <= step)
+        stage = stages[number]
+        data = corpus.make_chunk(world, chunk + 1000 * seed, weights[number])
         seen, dealt, chunk = seen + data.tokens, dealt + data.dealt, chunk + 1
         rows = [torch.from_numpy(a) for a in (data.ids, data.document, data.position, data.answer)]
-        for i in range(0, len(data.ids) - batch_rows + 1, batch_rows):
-            at = step - stages[0] if second else step
-            if at >= length:
+        for i in range(0, len(data.ids) - stage.rows + 1, stage.rows):
+            at = step - begins[number]
+            if at >= stage.steps:
                 break  # the next stage starts with a chunk of its own
             # in each stage: warm up, hold, decay linearly over the second half
-            factor = min(1.0, (at + 1) / WARMUP, 2 * (length - at) / length) * STAGE_LR[second]
+            factor = min(1.0, (at + 1) / WARMUP, 2 * (stage.steps - at) / stage.steps) * stage.lr
             for g, lr in zip((g for o in opts for g in o.param_groups), base, strict=True):
                 g["lr"] = lr * max(factor, 0.02)
-            loss = batch_loss(model, *(a[i : i + batch_rows] for a in rows))
+            loss = batch_loss(model, *(a[i : i + stage.rows] for a in rows))
             loss.backward()
-            if second and step % LESSON_EVERY == 0:
+            if stage.lessons and step % LESSON_EVERY == 0:
                 lessons = lessons or Lessons(model, build_tokenizer(), seed)
                 with torch.autocast("cpu", torch.bfloat16):
                     lesson = LESSON_WEIGHT * lessons.loss()
@@ -160,8 +181,6 @@ def train(
         record = {"step": step, "chunk": chunk, "seen": seen, "dealt": dealt, "seconds": seconds, "log": log}
         torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], **record}, partial)
         partial.replace(state)  # an interruption never leaves half a file
-        if publish and chunk % 4 == 0:
-            save(model, publish)
     bar.close()
     save(model, out)
     record = {
@@ -188,12 +207,10 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=["lab", "lab-llama"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=14e6)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--publish", type=Path, help="save the current model here from time to time")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    record = train(args.name, args.out, int(args.tokens), args.seed, publish=args.publish)
+    record = train(args.name, args.out, args.seed)
     print(f"{args.name}: {record['tokens_seen']:,} tokens in {record['seconds']} s -> {args.out}")
 
 
