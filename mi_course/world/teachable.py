@@ -327,7 +327,8 @@ def language_neurons(model) -> dict:
     Moved: with the language's neurons at zero, at every token, the most likely word belongs to another language. The
     neurons are LAPE's (bar .8) on train texts; where it counts (all tokens of documents, or the answer position of
     prompts), its rate and the lowest layer are chosen on validation. z: distance from the null in its s.d., the smaller
-    of two nulls: random neurons, and random neurons of the same layers. One language that passes is enough.
+    of two nulls: random other neurons, and random other neurons of the same layers. Single: what the neuron with the
+    largest effect does alone. One language that passes is enough.
     """
     words = {language: ids(model, sorted(own)) for language, own in language_words().items()}
     prompts = {split: _by_language(split) for split in generate.SPLITS}
@@ -372,7 +373,7 @@ def language_neurons(model) -> dict:
             kind: null_band(
                 share_of(moved(sample, language, _random_neurons(model, sites, seed, matched))) for seed in range(DRAWS)
             )
-            for kind, matched in (("random neurons", False), ("random neurons of the same layers", True))
+            for kind, matched in (("random others", False), ("random others, same layers", True))
         }
         z = min(999.0, *(n.z(share_of(hits)) for n in null.values()))
         rows[language] = {
@@ -381,6 +382,7 @@ def language_neurons(model) -> dict:
             "neurons by layer": _by_layer(model, sites),
             "moved": rate(hits),
             "by task": {name: rate(moved(own, language, sites)) for name, own in test.items()},
+            "single": max((share_of(moved(validation, language, [site])), site) for site in sites),
             **{kind: {"mean": n.mean, "sd": n.sd} for kind, n in null.items()},
             "z": z,
             "validation": options,
@@ -415,11 +417,13 @@ def _by_layer(model, sites) -> list[int]:
 
 
 def _random_neurons(model, sites, seed: int, matched: bool) -> list[str]:
-    """As many random neurons; matched: as many in every layer."""
-    rng, width = random.Random(seed), model.d_ffn
-    if not matched:
-        return [f"L{i // width}N{i % width}" for i in rng.sample(range(model.n_layers * width), len(sites))]
-    return [f"L{layer}N{j}" for layer, k in enumerate(_by_layer(model, sites)) for j in rng.sample(range(width), k)]
+    """As many random neurons that are not among the sites; matched: as many in every layer."""
+    rng, own = random.Random(seed), set(sites)
+    others = [[f"L{layer}N{j}" for j in range(model.d_ffn)] for layer in range(model.n_layers)]
+    others = [[site for site in layer if site not in own] for layer in others]
+    if matched:
+        return [site for layer, k in zip(others, _by_layer(model, sites)) for site in rng.sample(layer, k)]
+    return rng.sample([site for layer in others for site in layer], len(sites))
 
 
 # --- v: logit lens ---------------------------------------------------------------------------------------------------

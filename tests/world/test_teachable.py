@@ -31,7 +31,11 @@ def test_random_neurons_match_count_and_layers():
     sites = ["L0N1", "L2N4", "L2N5", "L2N6"]
     for matched in (False, True):
         drawn = teachable._random_neurons(Model, sites, 0, matched)
-        assert len(set(drawn)) == 4 and drawn != teachable._random_neurons(Model, sites, 1, matched)
+        assert (
+            len(set(drawn)) == 4
+            and not set(drawn) & set(sites)
+            and drawn != teachable._random_neurons(Model, sites, 1, matched)
+        )
     assert teachable._by_layer(Model, drawn) == [1, 0, 3]
     (first, second) = teachable._zero_neurons(Model, sites)
     assert [str(s) for s in first.sites + second.sites] == ["neurons0", "neurons2"]
