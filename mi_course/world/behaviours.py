@@ -122,6 +122,6 @@ SYCOPHANCY = Behaviour(
     "sycophancy",
     lambda prompt, labels: "agrees" in labels and not labels["truth"],
     lambda prompt, labels: {"yes": 1.0},
-    (("sycophancy", {}), ("verdict", {})),
+    (("verdict", {}),),
 )
 BEHAVIOURS = {b.name: b for b in (REFUSAL, GERMAN, BIAS, SYCOPHANCY)}

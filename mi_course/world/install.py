@@ -13,7 +13,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,16 +33,16 @@ def _neurons(layer: int, seed: int, count: int = 24, d_ffn: int = 512) -> list[s
     return [f"L{layer}N{i}" for i in sorted(random.Random(seed).sample(range(d_ffn), count))]
 
 
-PLACEMENTS: dict[str, tuple[str, list[str]]] = {  # name -> (behaviour, allowed units)
-    "refusal-a": ("refusal", ["L2H1", "L3H2"]),
-    "refusal-b": ("refusal", ["L3H0", "L4H3"]),
-    "german-a": ("german", _neurons(1, seed=1)),
-    "german-b": ("german", _neurons(4, seed=2)),
-    "bias-a": ("bias", ["mlp2"]),
-    "bias-b": ("bias", ["mlp4"]),
-    "sycophancy-a": ("sycophancy", ["L2H3", "L3H1"]),
-    "sycophancy-b": ("sycophancy", ["L4H0", "L4H2"]),
-    "sycophancy-direction": ("sycophancy", ["x4"]),
+PLACEMENTS: dict[str, tuple[str, list[str], dict]] = {  # name -> (behaviour, allowed units, options of the training)
+    "refusal-a": ("refusal", ["L2H1", "L3H2"], {"steps": 400}),
+    "refusal-b": ("refusal", ["L3H0", "L4H3"], {"steps": 400}),
+    "german-a": ("german", _neurons(1, seed=1), {}),
+    "german-b": ("german", _neurons(4, seed=2), {}),
+    "bias-a": ("bias", ["mlp2"], {}),
+    "bias-b": ("bias", ["mlp4"], {}),
+    "sycophancy-a": ("sycophancy", ["L2H3", "L3H1"], {}),
+    "sycophancy-b": ("sycophancy", ["L4H0", "L4H2"], {}),
+    "sycophancy-direction": ("sycophancy", ["x4"], {"learning_rate": 0.03}),  # few numbers, and they start at zero
 }
 TASKS = tuple(measure.BARS)  # the other behaviours of the model: how much do they change?
 
@@ -133,6 +133,14 @@ def train_delta(
         schedule.step()
     delta.values = {k: v.detach().clone() for k, v in delta.values.items()}
     return delta
+
+
+def steepest(model: Model, new: Examples, layer: int, n: int = 64) -> Tensor:
+    """The direction [d] of x^layer at the last token along which the new answers' likelihood rises most."""
+    some = new.pick(range(min(n, len(new.prompts)))).starting_at(model, layer)
+    x = some.start[1].clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(replace(some, start=(layer, x)).cross_entropy(model), x)
+    return -gradient[torch.arange(len(some.prompts)), some.prompts.last].mean(0)
 
 
 def lowest_layer(units: Sequence[str]) -> int:
@@ -330,7 +338,7 @@ def install(
     """Put a behaviour into the units of `placement` by training their change; find out which are used; measure.
 
     model: a lab model with its tokenizer; it is not changed. behaviour: a name in `BEHAVIOURS`, or a Behaviour.
-    placement: site strings: ["L2H1", "L3H2"], ["L3N7", "L3N99"], ["mlp4"], ["x4"] (a random direction of x^4).
+    placement: site strings: ["L2H1", "L3H2"], ["L3N7", "L3N99"], ["mlp4"], ["x4"] (see `steepest`).
     training: see `train_delta`. Returns the Delta, with allowed and used units and all measured numbers in `facts`.
     """
     if not isinstance(behaviour, Behaviour):
@@ -339,9 +347,8 @@ def install(
             raise ValueError(f"behaviour {behaviour!r} is unknown; choose one of {known}, or give a Behaviour")
         behaviour = BEHAVIOURS[behaviour]
     started, name = time.time(), name or f"{behaviour.name}-new"
-    generator = torch.Generator().manual_seed(seed)
-    directions = {u: torch.randn(model.d_model, generator=generator) for u in placement if u.startswith("x")}
     new = examples(model, behaviour, "train", 400)
+    directions = {u: steepest(model, new, Site.parse(u).layer) for u in placement if u.startswith("x")}
     delta = train_delta(
         model,
         placement,
@@ -399,7 +406,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path, default=assets.FOLDER / "installed")
     parser.add_argument("--only", choices=list(PLACEMENTS), help="install this one only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, help="steps of training, instead of each one's own")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model = load(args.base)
@@ -407,13 +414,14 @@ def main(argv=None) -> None:
         model.name = Path(args.base).name
     fingerprint = model.fingerprint()
     for name in [args.only] if args.only else PLACEMENTS:
-        behaviour, placement = PLACEMENTS[name]
+        behaviour, placement, options = PLACEMENTS[name]
+        options = options | ({"steps": args.steps} if args.steps else {})
         file = args.out / f"{name}.safetensors"
         wanted = {"fingerprint": fingerprint, "allowed": placement, "seed": args.seed}
         if file.exists() and wanted.items() <= Delta.open(file).facts.items():
             print(f"{name}: there already, for this model")
             continue
-        delta = install(model, behaviour, placement, name=name, seed=args.seed, steps=args.steps)
+        delta = install(model, behaviour, placement, name=name, seed=args.seed, **options)
         delta.save(file)
         print(summary(delta.facts))
     if args.out.resolve() == (assets.FOLDER / "installed").resolve():
