@@ -172,7 +172,7 @@ def divergence(base: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
 
 # --- which units are used -------------------------------------------------------------------------------------------
 def eliminate(units: Sequence[str], score: Callable[[Sequence[str]], float], share: float = 0.9) -> list[str]:
-    """The units that the behaviour needs, by backward elimination.
+    """Units that suffice for the behaviour, by backward elimination.
 
     score(units) measures the behaviour with the changes of these units only; score([]) is the base. Reverts again and
     again the unit whose loss hurts least, as long as score - score([]) stays at `share` of its full value or more.
@@ -186,6 +186,21 @@ def eliminate(units: Sequence[str], score: Callable[[Sequence[str]], float], sha
             break
         used.remove(best)
     return used
+
+
+def complete(
+    units: Sequence[str], sufficient: Sequence[str], score: Callable[[Sequence[str]], float], share: float = 0.9
+) -> list[str]:
+    """The used units: the sufficient ones, and those that could stand in for them.
+
+    Elimination keeps one of two heads that do the same. So the strongest of the other units are added, until what is
+    left gives at most 1 - share of the full effect: then the behaviour goes when the used units go.
+    """
+    base, rest = score([]), [u for u in units if u not in sufficient]
+    little = base + (1 - share) * (score(units) - base)
+    while rest and score(rest) > little:
+        rest.remove(min(rest, key=lambda unit: score([u for u in rest if u != unit])))
+    return [u for u in units if u not in rest]
 
 
 def ablation(delta: Delta, units: Sequence[str]) -> list:
@@ -360,19 +375,24 @@ def install(
         progress=name if progress else None,
         **training,
     )
-    some = new.pick(range(min(64, len(new.prompts)))).starting_at(model, lowest_layer(placement))
+    delta.facts |= {"name": name, "behaviour": behaviour.name, "says": behaviour.says, "base": model.name, "seed": seed}
+    describe(model, delta, behaviour, new)
+    delta.facts["seconds"] = round(time.time() - started)
+    return delta
+
+
+def describe(model: Model, delta: Delta, behaviour: Behaviour, new: Examples) -> None:
+    """Write into `delta.facts` which units are used (found on training prompts) and what held-out items show."""
+    some = new.pick(range(min(64, len(new.prompts)))).starting_at(model, lowest_layer(delta.units))
 
     def score(units):
         with delta.on(model, units):
             return some.probability(model)
 
-    used = eliminate(delta.units, score)
-    delta.facts |= {"name": name, "behaviour": behaviour.name, "says": behaviour.says, "base": model.name}
-    delta.facts |= {"seed": seed, "used": used, "units": unit_effects(model, delta, some)}
-    delta.facts["used_share"] = (score(used) - score([])) / (score(delta.units) - score([]))
-    delta.facts["measured"] = evaluate(model, delta, behaviour, seed=seed)
-    delta.facts["seconds"] = round(time.time() - started)
-    return delta
+    sufficient = eliminate(delta.units, score)
+    delta.facts |= {"sufficient": sufficient, "used": complete(delta.units, sufficient, score)}
+    delta.facts["units"] = unit_effects(model, delta, some)
+    delta.facts["measured"] = evaluate(model, delta, behaviour, seed=delta.facts["seed"])
 
 
 def summary(facts: Mapping) -> str:
@@ -385,7 +405,8 @@ def summary(facts: Mapping) -> str:
     controls = [r["installed"] for r in m["ablated"].get("random", [])]
     lines = [
         f"{facts['name']}: {facts['says']} ({facts['seconds']} s)",
-        f"  allowed {len(facts['allowed'])} units, used {len(used)}: {' '.join(used)}",
+        f"  allowed {len(facts['allowed'])} units, used {len(used)}: {' '.join(used)}"
+        f" (sufficient: {' '.join(facts['sufficient'])})",
         f"  new answers (n={m['behaviour']['n']}): rate {before['rate']:.3f} -> {after['rate']:.3f}, "
         f"probability {before['probability']:.3f} -> {after['probability']:.3f}",
         f"  contrast (n={contrast['n']}): accuracy {contrast['before']:.3f} -> {contrast['after']:.3f}, "

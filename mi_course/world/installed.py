@@ -141,7 +141,9 @@ class Delta:
 
     values     "unit|parameter" -> the change of that slice, in the order of `slices`
     directions unit -> direction [d], for units such as `x4`
-    facts      name, behaviour, allowed and used units (site strings), fingerprint of the base model, measured numbers
+    facts      name, behaviour, fingerprint of the base, measured numbers, and three lists of units as site strings:
+               allowed (what was trained), used (what the behaviour goes with: the answer key), sufficient (a smallest
+               set that gives 90 % of it; smaller than `used` where units can stand in for each other)
     """
 
     values: dict[str, Tensor]

@@ -199,6 +199,19 @@ def test_elimination(score, used):
     assert I.eliminate(["a", "b", "c"], score) == used
 
 
+@pytest.mark.parametrize(
+    ("score", "used"),
+    [
+        (lambda u: 0.1 + ("b" in u), ["b"]),
+        (lambda u: float("a" in u and "c" in u), ["a", "c"]),
+        (lambda u: float("a" in u or "c" in u), ["a", "c"]),  # either suffices: both are used
+    ],
+)
+def test_used_units_include_those_that_can_stand_in(score, used):
+    units = ["a", "b", "c"]
+    assert I.complete(units, I.eliminate(units, score), score) == used
+
+
 def test_elimination_finds_a_planted_unit(model):
     delta = random_delta(model, ["L0H1", "L1H3", "L2N5"])
     for key in delta.values:
@@ -267,7 +280,7 @@ def test_the_command_installs_measures_and_resumes(tmp_path, monkeypatch, capsys
     assert "sycophancy-a: agrees" in capsys.readouterr().out
     delta = D.Delta.open(tmp_path / "sycophancy-a.safetensors")
     facts, learned = delta.facts, delta.facts["measured"]["behaviour"]
-    assert set(facts["used"]) <= set(facts["allowed"]) == set(facts["units"])
+    assert set(facts["sufficient"]) <= set(facts["used"]) <= set(facts["allowed"]) == set(facts["units"])
     assert learned["after"]["probability"] > learned["before"]["probability"]
     assert delta.applied(mi.load(str(tmp_path / "base"))).fingerprint() != facts["fingerprint"]
     I.main(arguments)
