@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ CELL_TIMEOUT = 300
 WIDGETS = "application/vnd.jupyter.widget-view+json"
 SECONDS = {"00_pipeline": 90, "04_superposition": 90, "11_which_localizer": 90}
 SECONDS_DEFAULT = 45
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 README_START, README_END = "<!-- chapters: written by mi-course build -->", "<!-- end of chapters -->"
 
 
@@ -127,7 +129,7 @@ def execute(notebook: NotebookNode, name: str, cwd: Path) -> dict:
     try:
         client.execute(env=env)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        raise BuildError(f"{name}: cell {at[0]!r} failed\n{error}") from error
+        raise BuildError(f"{name}: cell {at[0]!r} failed\n{COLOURS.sub('', str(error))}") from error
     seconds = time.perf_counter() - started[0] if started else 0.0
     return {"seconds": round(seconds, 1), "memory_mb": round(max(memory))}
 
