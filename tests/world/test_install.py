@@ -285,3 +285,22 @@ def test_the_command_installs_measures_and_resumes(tmp_path, monkeypatch, capsys
     assert delta.applied(mi.load(str(tmp_path / "base"))).fingerprint() != facts["fingerprint"]
     I.main(arguments)
     assert "there already" in capsys.readouterr().out
+
+
+# --- what ships ------------------------------------------------------------------------------------------------------
+def test_the_shipped_deltas_fit_the_shipped_model_and_do_what_they_say():
+    lab = mi.load()
+    assert sorted(D.installed()) == sorted(I.PLACEMENTS)
+    assert sum(file.stat().st_size for file in D.folder().glob("*.safetensors")) <= 3_000_000
+    for name in D.installed():
+        delta = D.read(name)
+        behaviour = BEHAVIOURS[delta.facts["behaviour"]]
+        assert I.PLACEMENTS[name][:2] == (behaviour.name, delta.facts["allowed"])
+        assert set(delta.facts["sufficient"]) <= set(delta.facts["used"]) <= set(delta.facts["allowed"])
+        new = I.examples(lab, behaviour, "test", 40)
+        base = new.probability(lab)
+        with delta.on(lab):
+            assert new.rate(lab) >= 0.9, name
+            full = new.probability(lab) - base
+        with delta.on(lab, [unit for unit in delta.units if unit not in delta.facts["used"]]):
+            assert new.probability(lab) - base < 0.2 * full, name  # without the used units little is left
