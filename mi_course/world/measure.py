@@ -135,8 +135,8 @@ def dials(model, split: str = "test", n: int = 300) -> dict[str, tuple[float, fl
 def measure(model, split: str = "test", n: int = 1000) -> dict:
     """Accuracy with its interval and bar for every behaviour, and the dials' errors.
 
-    Distinct held-out claims are mostly false, since there are more wrong objects than right ones. So verdicts on true and
-    on false claims are measured apart, and the smaller accuracy counts.
+    Distinct held-out claims are mostly false, since there are more wrong objects than right ones. So verdicts on true
+    and on false claims are measured apart, and the smaller accuracy counts.
     """
     report: dict = {"split": split, "accuracy": {}}
 
