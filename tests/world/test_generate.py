@@ -296,6 +296,7 @@ def test_retrieval():
     depths = defaultdict(set)
     for item in both("retrieval"):
         pairs = [p.split()[-2:] for p in item.prompt.split(" ; ")[0].split(" , ")]
+        assert sorted(item.prompt.split()) == sorted(item.twin.split())  # two values have changed places
         assert item.labels["pairs"] == len(pairs) and pairs[item.labels["depth"]][1] == item.target
         depths[len(pairs)].add(item.labels["depth"])
     assert all(found == set(range(n)) for n, found in depths.items()) and set(depths) == {3, 4, 5, 6, 7}
@@ -308,6 +309,7 @@ def test_multiple_choice():
         return {a for a, o in zip(words[::2], words[1::2]) if o == lx.COUNTRIES[country][0]}
 
     solved("multiple_choice", letter)
+    assert all(sorted(i.prompt.split()) == sorted(i.twin.split()) for i in both("multiple_choice"))
     gold = Counter(i.target for i in items("multiple_choice", "train", 1500))
     assert all(abs(n / 1500 - 1 / 3) < 0.05 for n in gold.values()) and len(gold) == 3
 
