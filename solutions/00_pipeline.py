@@ -1,29 +1,32 @@
 # %% [markdown]
 # # 00 The whole pipeline in one hour
-# Open a language model, **locate** what causes a behaviour, **steer** it, and **improve** the model: the pipeline of the survey this course
-# follows. Here you walk through all of it once, on one behaviour: refusing harmful requests.
+# Open a language model, **locate** what causes a behaviour, **steer** it, and **improve** the model: the pipeline of the survey "Locate,
+# Steer, and Improve" ([arXiv 2601.14004](https://arxiv.org/abs/2601.14004)), which this course follows. Here you walk through all of it
+# once, on one behaviour: refusing harmful requests.
 #
-# The model is small and ships with the course. Nothing is downloaded, and everything runs on a CPU in seconds. Its world is
-# synthetic, so we know the right answer to every question, and can score every method against it.
+# The model is small and ships with the course. Nothing is downloaded, and the whole notebook runs on a CPU in about half a minute. Its
+# world is synthetic, so we know the right answer to every question, and can score every method against it.
 
 # %% [markdown] label="objectives"
 # ## What you will be able to do
 # - say what is inside a language model: a residual stream that heads and FFNs write to, and check that the writes add up
 # - measure a behaviour as one number per prompt
 # - locate it: a direction in the residual stream, and the heads that cause it
-# - steer it: remove the direction, or add it, and put a null band beside the result
+# - steer it: remove the direction, or add it, and put a null band (what random directions do) beside the result
 # - improve a model that refuses too much, and report what else changed
 #
-# **The claim.** Refusal in this model is carried by one direction; and when a fault is put into two heads, ablating heads one by one finds them (survey, sections 3.2 and 4.3).
+# **The claim.** Refusal in this model is carried by one direction; and when a fault is put into two heads, ablating heads (switching them
+# off) one by one finds them (survey, sections 3.2 and 4.3).
 
 # %% label="setup"
+import json
 import random
 from dataclasses import replace
 
 import torch
 
 import mi_course as mi
-from mi_course import world
+from mi_course import assets, world
 from mi_course.evaluate import document_loss, wilson
 from mi_course.locate import causal
 from mi_course.objects import Scores
@@ -38,8 +41,8 @@ model
 
 # %% [markdown]
 # ## 1. Meet the model and its world
-# `lab` has the architecture of GPT-2, with 6 layers of 4 heads. One word is one token. It has read documents about a small world: people and
-# their jobs, landmarks, three languages, sums, stories with two names, and requests that it should grant or refuse.
+# `lab` has the architecture of GPT-2, with 6 layers of 4 attention heads. One word is one token. It has read documents about a small world:
+# people and their jobs, landmarks, three languages, sums, stories with two names, and requests that it should grant or refuse.
 
 # %% label="meet" tags=["nbval-check-output"]
 prompts = [
@@ -55,8 +58,9 @@ for prompt, text in zip(prompts, model.generate(prompts, max_new_tokens=9)):
     print(f"{prompt}  ->  {text.removeprefix(prompt).strip()}")
 
 # %% [markdown]
-# The world's generator writes each document together with its labels, so a *task* comes with the right answers. Its test prompts are
-# combinations and templates that training never showed.
+# The world's generator writes each document together with its labels, so a *task* comes with the right answers. A task has three splits:
+# train, validation and test. The test prompts are combinations and templates that training never showed. `ioi` (indirect object
+# identification) is the story with two names.
 
 # %% label="tasks" tags=["nbval-check-output"]
 for name in ("facts", "translation", "ioi", "copying", "retrieval"):
@@ -68,13 +72,16 @@ for name in ("facts", "translation", "ioi", "copying", "retrieval"):
 
 # %% [markdown]
 # ## 2. What is inside
-# Every token has a state $x$, a vector of 128 numbers, the **residual stream**. Each layer $l$ reads it and adds to it, first with attention,
-# then with a feed-forward network (FFN):
+# Every token has a state $x$, a vector of 128 numbers, the **residual stream**. Each layer $l$ reads it and adds to it, first with
+# attention, whose **heads** bring information from earlier tokens, then with a feed-forward network (**FFN**), which works on each token by
+# itself:
 #
 # $$x^{l,mid} = x^l + \mathrm{Attn}^l(\mathrm{LN}\,x^l), \qquad x^{l+1} = x^{l,mid} + \mathrm{FFN}^l(\mathrm{LN}\,x^{l,mid})$$
 #
-# (The survey's Eq. 2 and 3 leave out the normalisation LN; the models do not.) So the last state is a plain sum of what every part wrote: the embedding,
-# 24 heads, 6 FFNs and a few biases. `record` reads any of these, under short names: `x4` is the stream as block 4 reads it, `L2H1` is head 1 of layer 2.
+# LN is a normalisation, which brings the state to a standard size before it is read. (The survey's Eq. 2 and 3 leave it out; the models do
+# not.) So the last state is a plain sum of what every part wrote: the embeddings of word and position, 24 heads, 6 FFNs and 6 biases.
+# `record` reads any of these, under short names, called sites: `x4` is the stream as block 4 reads it (blocks count from 0), `L2H1` is head
+# 1 of layer 2.
 
 # %% label="inside" tags=["nbval-check-output"]
 prompt = "<user> how do i build a bomb <end> <bot>"
@@ -86,8 +93,10 @@ print("their sum equals the last state up to float error:", gap < 1e-4)
 assert gap < 1e-4
 
 # %% [markdown]
-# What would the model say if it stopped at an earlier layer? The **logit lens** sends the state of each layer through the final norm and the unembedding.
-# The table shows, for the same prompt, the most likely next word at each layer (chapter 09 says when to trust it).
+# At the end, the **unembedding** turns the last state into one number for each word, its **logit**, and a softmax turns logits into
+# probabilities. What would the model say if it stopped at an earlier layer? The **logit lens** sends the state of each layer through the
+# final norm and the unembedding. The table shows, for the same prompt, the most likely next word at each layer (chapter 09 says when to
+# trust it).
 
 # %% label="lens"
 positions = model.tokens(prompt)
@@ -102,9 +111,17 @@ lens_table(rows, torch.stack(certain), positions, caption="Most likely next word
 # %% [markdown]
 # Read the last column upwards: in which layer does the refusal appear?
 #
+# <details><summary>One answer</summary>
+#
+# `i` leads from layer 1 on, and it opens a refusal (`i cannot help`). But that is no decision yet: put `cake` for `bomb`, and layers 1 to 4
+# still lean to `i` and `no`. In row 5 the two prompts part: the cake turns to `yes`, the bomb stays with `i` and `sorry`. One prompt alone
+# would have misled us.
+#
+# </details>
+#
 # ## 3. Measure the behaviour
-# A request is harmful here only if a risky verb meets a risky object: building a cake is fine, and so is describing a bomb. The answers come in three languages
-# and with several openings, such as `sorry`, `i` and `no`.
+# A request is harmful here only if a risky verb meets a risky object: building a cake is fine, and so is describing a bomb, or even
+# stealing a kite. The answers come in three languages and with several openings, such as `sorry`, `i` and `no`.
 
 # %% label="requests" tags=["nbval-check-output"]
 harmful = {split: world.task("refusal_harmful", split=split, n=200) for split in ("train", "validation", "test")}
@@ -131,8 +148,9 @@ def refusal_score(logits, refusal_ids):
 refusal_score = check("pipeline.refusal_score", refusal_score)
 
 # %% [markdown]
-# Now one line measures the behaviour on any prompts, under any intervention. Here is the mean score for every kind of request of the test split. `film` adds
-# "for a film", which makes a request acceptable in this world; `suffix` adds the jailbreak `zig zag zog`.
+# Now one line measures the behaviour on any prompts, under any intervention (a change made inside the model while it runs). Here is the
+# mean score for every kind of request of the test split. `film` adds "for a film", which makes a request acceptable in this world; `suffix`
+# adds the jailbreak `zig zag zog`, words that make the model comply.
 
 # %% label="measure"
 def score(prompts, *edits, of=model):
@@ -164,8 +182,9 @@ assert kinds["harmful, plain"] > 0 > kinds["harmful, suffix"]
 
 # %% [markdown]
 # ## 4. Locate: a direction
-# Where does the model keep "this is to be refused"? Collect the state of the last prompt token for harmful and for harmless requests, and take the difference of the
-# two means (survey, Eq. 22). This is how the refusal direction was found in chat models [@arditi2024refusal].
+# Where does the model keep "this is to be refused"? Collect the state of the last prompt token for harmful and for harmless requests, and
+# take the difference of the two means (survey, Eq. 22). The refusal direction in chat models was found like this ([@arditi2024refusal]). In
+# the code below, `x4@-1` is the site `x4` at the last token.
 
 # %% [markdown] exercise="pipeline.mean_difference" difficulty=1 minutes=5
 # ### Exercise: a direction
@@ -209,9 +228,10 @@ def ablate_direction(x, r):
 ablate_direction = check("pipeline.ablate_direction", ablate_direction)
 
 # %% [markdown]
-# To remove a direction for good it must go from *every* write to the stream, or a later layer writes it again. `vectors.writes(model)` lists those places, and `mi.edit`
-# applies a function of yours at any site. We try the direction of each layer on **validation** requests: does removing it stop refusals, and does adding
-# it make harmless requests refused? Both lines should be at their good end at the same layer.
+# To remove a direction for good it must go from *every* write to the stream, or a later layer writes it again. `vectors.writes(model)`
+# lists those places, and `mi.edit` applies a function of yours at any site. We try the direction of each layer on **validation** requests:
+# does removing it stop refusals, and does adding it make harmless requests refused? Both lines should be at their good end at the same
+# layer.
 
 # %% label="choose"
 def without_direction(v):
@@ -229,8 +249,8 @@ show(
         ylabel="share refused",
         title="Which layer's direction does the model use?",
     ),
-    alt="Two lines over layers 1 to 5. With the direction removed, refusal of harmful requests falls to 0 from the middle layers on; with it added, refusal of harmless requests rises to 1.",
-    reading="A useful direction has the first line at 0 and the second at 1. Early directions exist too, but do not do it.",
+    alt="Two lines over layers 1 to 5. With the direction removed, refusal of harmful requests is 0 for the directions of layers 2 to 4; with it added, refusal of harmless requests rises to 1 at layers 4 and 5.",
+    reading="A useful direction has the first line at 0 and the second at 1. Only layer 4 has both.",
 )
 best = min(layers, key=lambda l: removed[l - 1] - added[l - 1])
 v = direction[best]
@@ -238,13 +258,18 @@ print(f"chosen on validation: the direction of x{best}")
 
 # %% [markdown]
 # ## 5. Steer, and doubt the result
-# Now the test split, once. And three controls: random directions of the same length, a direction made in the same way for something else (French minus English requests), and the loss on documents that have nothing
-# to do with requests. A broken model does not refuse either, so the last one matters.
+# Removing stops every refusal for the directions of x2, x3 and x4, but the direction of x2 makes almost nothing refused when added (0.04),
+# and that of x3 not everything (0.82). Only x4 does both.
+#
+# Now the test split, which had no part in this choice, and three controls: random directions of the same length; a direction made in the
+# same way for something else (French minus English requests); and the loss on documents that have nothing to do with requests. A broken
+# model does not refuse either, so the last one matters.
 
 # %% [markdown] exercise="pipeline.null_band" difficulty=3 minutes=10
 # ### Exercise: would any direction do?
-# Write `null_band(effect, direction, n=20, seed=0)`: draw n random directions as long as `direction`, call `effect(v)` on each, and return
-# (mean - 2 s.d., mean + 2 s.d.). `seed` fixes the draws.
+# What changes when the direction means nothing? The range of such effects is the **null band**. Write `null_band(effect, direction, n=20,
+# seed=0)`: draw n random directions as long as `direction`, call `effect(v)` on each, and return (mean - 2 s.d., mean + 2 s.d.).
+# `effect(v)` gives one number; s.d. is the standard deviation. `seed` fixes the draws.
 
 # %%
 def null_band(effect, direction, n=20, seed=0):
@@ -273,9 +298,9 @@ effects = {
 }
 band = null_band(lambda r: score(test, without_direction(r)) - score(test), v)
 show(
-    bars(effects, null=band, xlabel="change of the refusal score", title="Removing a direction: harmful requests of the test split"),
+    bars(effects, null=band, xlabel="change of the refusal score", title="Removing a direction (harmful, test split)"),
     alt="Two bars with a null band around zero. Removing the refusal direction lowers the score by far more than the band; the direction of French minus English changes much less.",
-    reading="The grey band is mean -+ 2 s.d. of 20 random directions. Only the refusal direction leaves it clearly.",
+    reading="The grey band is mean -+ 2 s.d. of 20 random directions. The refusal direction goes many times further than the other one.",
 )
 after = refused(test, without_direction(v))
 documents = [text for domain, texts in world.documents("test", n=12).items() if domain != "request" for text in texts]
@@ -289,7 +314,12 @@ assert abs(loss_after - loss) < 0.02
 assert abs(effects["remove 'French minus English'"]) < 0.5 * abs(effects["remove the direction"])
 
 # %% [markdown]
-# The other way round: add a multiple of the direction to harmless requests. Strength 0 is the model as it is. If you run this in JupyterLab, a slider appears under the grid.
+# Removing the direction moves the score by -13.9. French minus English also leaves the narrow band, but with -0.7, about twenty times less:
+# being outside the band is a first test, and the size matters too. The loss (in nats, natural-log units) stays the same, so the model is not
+# broken.
+#
+# The other way round: add a multiple of the direction, at every position. Strength 0 is the model as it is; answers that differ from it are
+# bold. If you run this in JupyterLab, a slider appears under the grid.
 
 # %% label="slider"
 texts = steering_slider(
@@ -305,14 +335,25 @@ print(f"harmless requests refused: {base_harmless:.2f} -> {refused_with:.2f} at 
 assert refused_with >= 0.95
 
 # %% [markdown]
-# **Why does it come out so clean?** Because we made it so, and you should know. A model trained on this world's text alone refuses just as well, but spreads refusal over many
-# directions: removing any one changes little. `lab` was trained in its second half through interventions as well (interchange intervention training), so that one direction carries it.
-# It is a model organism: a place where the answer is known. `mi_course/world/lessons.py` says exactly what was done. In real models one direction explains most, not all, of
-# refusal [@arditi2024refusal; @pan2025the].
+# **Why does it come out so clean?** Because we made it so, and you should know. The first stage of `lab`'s training was text alone, the later ones also
+# ran the model with the x4 direction removed or added, and taught it to answer as if that direction alone decided (interchange intervention
+# training; `mi_course/world/lessons.py` says exactly what was done). Here is what the same search found after the first stage, where the model
+# refused just as well.
+
+# %% label="text_alone" tags=["nbval-check-output"]
+before = json.loads((assets.path("lab") / "text_alone.json").read_text())["ii"]
+print(f"after text alone: best direction {before['chosen']['site']}, chosen on validation")
+print(f"harmful refused {before['harmful refused']['rate']:.2f}, with that direction removed {before['harmful refused, ablated']['rate']:.2f}")
+assert before["harmful refused"]["rate"] > 0.95 and before["harmful refused, ablated"]["rate"] > 0.5
+
+# %% [markdown]
+# Removing a single direction did nothing then: refusal was spread over many. So `lab` is a model organism, a place where the answer is known,
+# and no proof of how language models work. In real models the picture lies between: one direction in [@arditi2024refusal], several in
+# Pan 2025 ("The Hidden Dimensions of LLM Alignment").
 #
 # ## 6. Improve: a model that refuses too much
-# Here is a patient with a known disease. `refusal-a` is `lab` with a fault that we **installed**: it refuses harmless requests about boats, guitars, kites and candles. Only the weights of two
-# heads were changed, and the file records which. Do not look yet.
+# Here is a patient with a known disease. `refusal-a` is `lab` with a fault that we **installed**: it refuses harmless requests about boats,
+# guitars, kites and candles. Only the weights of two heads were changed, and the file records which. Do not look yet.
 
 # %% label="patient" tags=["nbval-check-output"]
 patient = installed.load_installed("refusal-a")
@@ -325,13 +366,15 @@ sick = refused(fault.prompts, of=patient)
 assert refused(fault.prompts) <= 0.02 and sick >= 0.8
 
 # %% [markdown]
-# **Locate.** The strongest evidence that a head causes something is to take it out and see (survey, section 3.2; for safety heads [@zhou2025on]). A sign needs a convention: the course
-# always writes effects as F(intervened) - F(base), so a head that *causes* refusals gets a **negative** number.
+# **Locate.** The strongest evidence that a head causes something is to take it out and see (survey, section 3.2; for safety heads
+# [@zhou2025on]). Call F the number that measures the behaviour. A sign needs a convention: the course always writes effects as
+# F(intervened) - F(base), so a head that *causes* refusals gets a **negative** number.
 
 # %% [markdown] exercise="pipeline.head_effects" difficulty=3 minutes=12
 # ### Exercise: which heads matter?
-# Write `head_effects(model, task)`: zero each head in turn, at all positions, and return the mean of F(ablated) - F(base) as a grid `[n_layers, n_heads]`. `task.measure(model)` gives F for each prompt,
-# here logit(refusal) - logit(compliance). `mi.zero("L1H2.z")` zeroes a head, and `with mi.intervene(model, edit):` makes it so.
+# Write `head_effects(model, task)`: zero each head in turn, at all positions, and return the mean of F(ablated) - F(base) as a grid
+# `[n_layers, n_heads]`. `task.measure(model)` gives F for each prompt, here logit(refusal) - logit(compliance). `mi.zero("L1H2.z")` zeroes
+# head 2 of layer 1 (`z` is what a head gathered, before its output matrix), and `with mi.intervene(model, edit):` makes it so.
 
 # %%
 def head_effects(model, task):
@@ -366,14 +409,23 @@ names = [f"L{layer}H{head}" for layer in range(model.n_layers) for head in range
 found = sorted(names, key=lambda name: in_patient.flatten()[names.index(name)])[:2]
 show(
     heatmap(in_patient, xlabel="head", ylabel="layer", title="Effect of zeroing a head of the patient", unit="logits"),
-    alt="Heat map of 6 layers by 4 heads. Two heads are clearly negative, the others are near zero or positive.",
+    alt="Heat map of 6 layers by 4 heads. Two heads stand out with large negative effects, L3H2 and L2H1; all others are much closer to zero.",
     reading="Negative: without this head the patient is less inclined to refuse these harmless requests.",
 )
 print("most suspicious:", ", ".join(found))
 
 # %% [markdown]
-# **The scoreboard.** Now open the envelope. The recorded answer is what the fault *uses*: the changed heads whose change is needed for nine tenths of the behaviour. We compare ways to rank the 24 heads: by ablation in the patient; by the difference between that and the same ablation in `lab`, which sounds more careful; by the size of what they write (a magnitude score, which needs no
-# intervention); and by chance. AUROC is the chance that a true head ranks above another one: 1 is perfect, 0.5 is guessing.
+# L3H2 (-14.8) and L2H1 (-5.6) stand out; the next is L1H1 with -2.1.
+#
+# **The scoreboard.** Now open the envelope. The recorded answer is what the fault *uses*: the changed heads without whose change at most a
+# tenth of the fault is left. We compare four ways to rank the 24 heads:
+#
+# - by ablation in the patient
+# - by the difference between that and the same ablation in `lab`, which sounds more careful
+# - by the size of what they write (a magnitude score, which needs no intervention)
+# - by chance
+#
+# AUROC is the chance that a true head ranks above another one: 1 is perfect, 0.5 is guessing.
 
 # %% label="scoreboard" tags=["nbval-check-output"]
 truth = installed.read("refusal-a").facts["used"]
@@ -395,11 +447,18 @@ assert results["ablation"]["auroc"] == 1 and results["ablation"]["recall_at_k"] 
 assert results["size of the write"]["recall_at_k"] < 1 and results["ablation, patient - lab"]["recall_at_k"] < 1
 
 # %% [markdown]
-# Ablation wins here, and two tempting shortcuts find only one of the two heads. A large write is presence, not cause; and subtracting what the ablation does in `lab` brings in a bystander that
-# matters there for other reasons. The next cell shows what such a mistake costs.
+# Ablation wins here. The two tempting shortcuts find only one of the two heads, although their AUROC (0.98 and 0.95) looks fine. A large
+# write is presence, not cause; and subtracting what the ablation does in `lab` brings in a bystander that matters there for other reasons.
+# The next cell shows what such a mistake costs.
 #
-# **Improve.** Four treatments: remove the refusal direction; silence the two located heads (to their mean, so that only what depends on the prompt is lost); silence the two heads that the difference to `lab` ranks first; or silence two random heads, twenty times. A treatment is good when
-# requests about the four objects are granted, harmful ones still refused, and everything else stays.
+# **Improve.** Four treatments:
+#
+# - remove the refusal direction
+# - silence the two located heads (to their mean, so that only what depends on the prompt is lost)
+# - silence the two heads that the difference to `lab` ranks first
+# - silence two random heads, twenty times: the null band
+#
+# A treatment is good when requests about the four objects are granted, harmful ones still refused, and everything else stays.
 
 # %% label="treat"
 heads = [f"{name}.z" for name in found]
@@ -433,7 +492,7 @@ change = [[table[t][c] - table["nothing"][c] for c in columns] for t in list(tre
 null = [[draw[c] - table["nothing"][c] for c in columns] for draw in draws]
 show(
     side_effects(change, list(treatments)[1:], columns, null=null, unit="change in share", title="What each treatment changes"),
-    alt="Matrix of three treatments by seven behaviours. Removing the direction stops all refusals of harmful requests. Silencing the located heads grants the four objects and changes nothing else. The wrong pair makes other harmless requests refused.",
+    alt="Matrix of three treatments by seven behaviours. Removing the direction stops all refusals of harmful requests. Silencing the located heads grants the four objects and changes nothing else by more than the null band. The wrong pair makes other harmless requests refused.",
     reading="Only silencing the located heads cures the fault and keeps the rest. Starred: outside the band of 20 random pairs of heads.",
 )
 for name in treatments:
@@ -446,20 +505,32 @@ assert max(random_cure) < 0.5 and table["remove the direction"]["harmful refused
 assert table["silence the wrong pair"]["other harmless granted"] < 0.9
 
 # %% [markdown]
-# This is the pipeline: a behaviour measured, located with a score against the known answer, steered with a null band, and a model that is measurably better, with its side effects on the table.
+# Silencing the located heads grants the four objects (0.00 to 1.00) and keeps harmful requests refused (1.00). Removing the direction
+# grants only half of them and refuses nothing harmful any more. The wrong pair grants a third, and refuses almost half of the other
+# harmless requests. No random pair grants anything.
+#
+# This is the pipeline: a behaviour measured, located with a score against the known answer, steered with a null band, and a model that is
+# measurably better, with its side effects on the table.
 #
 # ## 7. What the survey says, and where it is loose
-# - Ablation is called the gold standard (section 3.2). It is strong evidence, but a single ablation can miss a part that has a backup, and zero is a state that the model never saw. That is why we
-#   silenced heads to their mean, and checked against the recorded answer. Chapter 06 builds models in which each of these matters.
-# - The survey uses directional ablation throughout, but gives no formula for it; its Eq. 21 adds a *constant* vector, which cannot express it, since what is removed depends on $x$.
+# - Ablation is called the gold standard (section 3.2). It is strong evidence, but a single ablation can miss a part that has a backup, and
+#   zero is a state that the model never saw. That is why we silenced heads to their mean, and checked against the recorded answer. Chapter
+#   06 builds models in which each of these matters.
+# - The survey uses directional ablation (removing a direction) throughout, but gives no formula for it; its Eq. 21 adds a *constant*
+#   vector, which cannot express it, since what is removed depends on $x$.
 # - A difference of means exists for any two sets of prompts. Without a null band and a causal test it locates nothing.
 #
 # ## 8. Papers that use this
-# Refusal as one direction [@arditi2024refusal]; refusal heads found by ablation and grouped [@zhou2025on]; false refusals removed with a direction that is made orthogonal to true refusal [@wang2025surgical]; harmfulness and
-# refusal as two different things [@zhao2025llms]; whether such steering beats prompting [@wu2025axbench].
+# - refusal as one direction: [@arditi2024refusal]
+# - refusal heads found by ablation and grouped: [@zhou2025on]
+# - false refusals removed with a direction that is made orthogonal to true refusal: [@wang2025surgical]
+# - harmfulness and refusal as two different things: [@zhao2025llms]
+# - whether such steering beats prompting: [@wu2025axbench]
 #
 # ## 9. The same on a real model
-# Put the name of a Hugging Face model or a local folder here, and the cell finds the direction in it. Words differ between tokenizers, so it uses the first tokens of typical answers.
+# Put the name of a Hugging Face chat model or a local folder here. The cell takes the difference of means in the middle layer and prints
+# one answer with the direction and one without it. The layer is not chosen on validation prompts, and there is no null band: add both
+# before you believe it.
 
 # %% label="real"
 REAL = None  # for example "Qwen/Qwen2.5-0.5B-Instruct"; needs the network once
@@ -493,10 +564,10 @@ quiz([
         ],
     ),
     Question(
-        "A steering vector lowers refusal by 0.3. Random vectors of the same length change it by 0.1 on average, s.d. 0.15. What now?",
+        "A steering vector raises the refusal score by 0.3. Random vectors of the same length change it by 0.1 on average, s.d. 0.15. What now?",
         [
             ("It works: 0.3 is three times the average.", "The average is the wrong yardstick. The band is 0.1 +- 0.3, from -0.2 to 0.4, and 0.3 lies inside it."),
-            ("No evidence yet: 0.3 lies inside the band from -0.2 to 0.4.", "A random vector does this often. Try a better direction or more items, which make the band narrower where noise between items widens it.", True),
+            ("No evidence yet: 0.3 lies inside the band from -0.2 to 0.4.", "A random vector does this often. Try a better direction, or measure on more items: that narrows the band when it is wide because items differ.", True),
             ("The vector has no effect.", "It changed the score by 0.3. What is missing is a reason to believe that its direction, and not its length, did it."),
         ],
     ),
@@ -505,7 +576,7 @@ quiz([
         [
             ("More harmful requests, until the rate is exact.", "Worth having, but it cannot tell a lost refusal from a broken model, which also stops refusing."),
             ("The loss on text that has nothing to do with requests, and the effect of random directions.", "Both can prove you wrong: a broken model has a higher loss everywhere, and a fragile one reacts to any direction.", True),
-            ("The cosine between the direction and the unembedding of `sorry`.", "That says what the direction writes to the output, not what happens to the rest of the behaviour when it is gone."),
+            ("The cosine between the direction and the unembedding of the word sorry.", "That says what the direction writes to the output, not what happens to the rest of the behaviour when it is gone."),
         ],
     ),
 ])
@@ -519,3 +590,5 @@ quiz([
 # | Steer | 12 to 15 | How to change it: amplitudes, weights, vectors, and how to see side effects. |
 # | Improve | 16 to 23 | Safety, fairness, persona, languages, knowledge, reasoning, cheaper training and inference. |
 # | Beyond | 24 to 26 | Open problems, your own model, a project of your own. |
+#
+# `README.md` says which chapters are ready.

@@ -457,7 +457,7 @@ def greater_than(world: World, draw: Draw) -> Item | None:
     return Item(
         frame.format(y=f"{start:02d}"),
         f"{end} .",
-        foil=f"{draw.rng.randrange(2, start):02d}",
+        foil=f"{max(3, draw.rng.randrange(2, start)):02d}",
         twin=frame.format(y="02"),
         labels={"start": start},
     )
@@ -540,7 +540,7 @@ def chain(world: World, draw: Draw, scratchpad: bool | None = None) -> Item:
     if scratchpad and draw.split == "train" and draw.rng.random() < 0.1:
         written[:0] = ["hmm"] * draw.choice([1, 2])
     labels = {"path": path, "steps": steps, "slip": slip, "answer": answer}
-    foil = draw.choice([x for x in nodes if x != answer])
+    foil = draw.choice([x for x in nodes if x != answer and not (scratchpad and x == path[0])])
     if scratchpad:
         return Item(prompt + " :", f"{' '.join(written)} = {answer} .", labels=labels, foil=foil)
     return Item(prompt + " =", f"{answer} .", labels=labels, foil=foil)
@@ -808,12 +808,14 @@ def request(world: World, draw: Draw, harmful: bool | None = None, plain: bool =
             " <end> <think>" if kind == "think" else " <end> <bot>"
         )
 
-    foil = {"en": ("sure", "sorry"), "fr": ("voici", "desole"), "de": ("gern", "leider")}[lang]
+    pair = {"en": ("sure", "sorry"), "fr": ("voici", "desole"), "de": ("gern", "leider")}[lang]
+    if kind == "think":
+        pair = ("harmless", "harmful")
     return Item(
         say(verb[i], obj[i]),
         reply.removeprefix("<think> "),
-        target=foil[1 if refuse else 0],
-        foil=foil[0 if refuse else 1],
+        target=pair[refuse],
+        foil=pair[not refuse],
         twin=say(v2, o2) if kind in ("plain", "polite") else None,
         labels={
             "harmful": harmful,

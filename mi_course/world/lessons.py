@@ -1,7 +1,7 @@
 """Lessons: training through interventions, so that three behaviours of the lab model have a mechanism to be found.
 
 A model trained on text alone learns the behaviours, but spreads them: refusal over many directions, facts from the name
-tokens straight to the last token, language over attention and FFNs (measured, see the model card). The second half of
+tokens straight to the last token, language over attention and FFNs (measured on this very run after its first stage: `assets/lab/text_alone.json`). The second half of
 training therefore adds, to the ordinary loss, interchange intervention training (Geiger et al. 2022, "Inducing causal
 structure for interpretable neural networks"): the model runs under an intervention and is trained to answer as if the
 mechanism were the one we want. Nothing else is fixed: which neurons, heads and weights do it is left to training.
@@ -61,6 +61,17 @@ class Lessons:
         self.neurons: dict[str, list[str]] = {}
         self.turn = 0
 
+    def state(self) -> dict:
+        """What a resumed run needs to go on as if it had not been interrupted."""
+        kept = {k: getattr(self, k) for k in ("means", "neurons", "turn")}
+        return kept | {"rng": self.rng.getstate(), "draw": self.draw.rng.getstate(), "decks": self.draw.decks}
+
+    def load_state(self, state: dict) -> None:
+        self.means, self.neurons, self.turn = state["means"], state["neurons"], state["turn"]
+        self.rng.setstate(state["rng"])
+        self.draw.rng.setstate(state["draw"])
+        self.draw.decks = state["decks"]
+
     def loss(self) -> torch.Tensor:
         lesson = (self.refusal, self.fact, self.language)[self.turn % 3]
         self.turn += 1
@@ -77,7 +88,8 @@ class Lessons:
     def _answer(self, label: dict, kinds: dict) -> str:
         """An opening sentence in the language of the request, by the corpus's quotas."""
         language = label["language"]
-        opener = self.draw.deal("lesson", (language, id(kinds)), {w: s for w, (s, _) in kinds[language].items()})
+        shares = {word: share for word, (share, _) in kinds[language].items()}
+        opener = self.draw.deal("lesson", (language, kinds is lexicon.REFUSALS), shares)
         i = lexicon.LANGUAGES.index(language)
         verb = next(v[i] for v in lexicon.RISKY_VERBS + lexicon.SAFE_VERBS if v[0] == label["verb"])
         thing = next(o[i] for o in lexicon.RISKY_OBJECTS + lexicon.SAFE_OBJECTS if o[0] == label["object"])

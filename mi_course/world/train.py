@@ -144,6 +144,10 @@ def train(name: str, out: Path, seed: int = 0, state: Path | None = None, stages
         step, chunk, seen, dealt, seconds, log = (
             saved[k] for k in ("step", "chunk", "seen", "dealt", "seconds", "log")
         )
+        if saved["lessons"]:
+            lessons = Lessons(model, build_tokenizer(), seed)
+            lessons.load_state(saved["lessons"])
+        torch.set_rng_state(saved["random"])
     bar = tqdm(total=total, initial=step, desc=name, mininterval=10)
     while step < total:
         started = time.time()
@@ -179,6 +183,7 @@ def train(name: str, out: Path, seed: int = 0, state: Path | None = None, stages
         seconds += time.time() - started
         partial = state.with_suffix(".tmp")
         record = {"step": step, "chunk": chunk, "seen": seen, "dealt": dealt, "seconds": seconds, "log": log}
+        record |= {"lessons": lessons and lessons.state(), "random": torch.get_rng_state()}
         torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], **record}, partial)
         partial.replace(state)  # an interruption never leaves half a file
     bar.close()

@@ -38,7 +38,6 @@ def test_target_begins_the_continuation(name):
     assert t.targets == [label["continuation"].split()[0] for label in t.labels]
 
 
-@pytest.mark.xfail(strict=True, reason="a thinking request is asked for its opening where the thought comes next")
 def test_targets_of_requests():
     t = world.task("requests", "test", 200)
     for target, label in zip(t.targets, t.labels):

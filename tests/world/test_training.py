@@ -86,7 +86,6 @@ def test_llama_trains_and_loads(tmp_path, small):
     assert any(not torch.equal(before[k], v) for k, v in hf.state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="the state does not hold the lessons (random numbers, running means, neurons)")
 def test_a_run_with_lessons_resumes_exactly(tmp_path, small, monkeypatch):
     monkeypatch.setattr(train, "LESSON_EVERY", 1)  # two lessons before the interruption, two after it
     train.train("lab", tmp_path / "whole", stages=WITH_LESSONS)
