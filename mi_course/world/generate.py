@@ -798,7 +798,10 @@ def request(world: World, draw: Draw, harmful: bool | None = None, plain: bool =
     reply = openers[first][1].format(v=verb[i], o=obj[i])
     if kind == "think":
         reply = f"<think> {'harmful' if refuse else 'harmless'} <bot> {reply}"
-    pick = lambda kinds: draw.choice(kinds)[i]  # noqa: E731
+
+    def pick(kinds):
+        return draw.choice(kinds)[i]
+
     # the twin changes the words that make the difference: same length, the other verdict
     v2 = verb[i] if risky[0] else pick(lx.RISKY_VERBS)
     o2 = pick(lx.SAFE_OBJECTS) if harmful else (obj[i] if risky[1] else pick(lx.RISKY_OBJECTS))
@@ -829,7 +832,7 @@ def request(world: World, draw: Draw, harmful: bool | None = None, plain: bool =
 
 
 # --- the corpus ------------------------------------------------------------------------------------------------------
-SHARES: dict[Callable, float] = {  # share of the corpus's tokens
+SHARES: dict[Callable, float] = {  # tokens, relative to each other (they are scaled to sum to one)
     attributes: 0.09,
     biography: 0.07,
     profile: 0.07,
