@@ -20,6 +20,7 @@ TOKENS = 60_000
 @pytest.fixture(scope="module")
 def made():
     """A chunk, and the documents (prompt, continuation) that were written for it."""
+    vocabulary()  # it writes documents too, once; those are not the chunk's
     written, real = [], generate.document
 
     def document(world, draw, domain):
