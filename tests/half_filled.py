@@ -49,8 +49,9 @@ def run_chapter(chapter: Chapter) -> dict[str, str]:
     for index, cell in enumerate(cells):
         exercise = answers.get(cell.id)
         for variant, source in (variants(chapter, exercise, cell.source) if exercise else {}).items():
-            failures.update(collect(running))  # one copy at a time beside this process: two workers in all
             running.append((variant, *start_copy(shell, cells[index:], source, exercise)))
+            # Two workers in all: two copies while this process waits, or one copy beside it.
+            failures.update(collect(running, leave=1))
         failure = run_cell(shell, cell.id, cell.source)
         if failure:
             break
@@ -99,11 +100,11 @@ def run_rest(shell, cells: list, answer: str, exercise: Exercise) -> str:
     return failure
 
 
-def collect(running: list[tuple[str, int, int]]) -> dict[str, str]:
-    """Wait for the copies and read their reports."""
+def collect(running: list[tuple[str, int, int]], leave: int = 0) -> dict[str, str]:
+    """Wait for the copies, oldest first, until `leave` are left, and read their reports."""
     found = {}
-    while running:
-        variant, pid, read_end = running.pop()
+    while len(running) > leave:
+        variant, pid, read_end = running.pop(0)
         with os.fdopen(read_end, "rb") as pipe:
             found[variant] = pipe.read().decode()
         os.waitpid(pid, 0)
