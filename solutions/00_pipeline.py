@@ -342,12 +342,14 @@ assert refused_with >= 0.95
 
 # %% label="text_alone" tags=["nbval-check-output"]
 before = json.loads((assets.path("lab") / "text_alone.json").read_text())["ii"]
-print(f"after text alone: best direction {before['chosen']['site']}, chosen on validation")
-print(f"harmful refused {before['harmful refused']['rate']:.2f}, with that direction removed {before['harmful refused, ablated']['rate']:.2f}")
-assert before["harmful refused"]["rate"] > 0.95 and before["harmful refused, ablated"]["rate"] > 0.5
+left = before["validation, ablated"]
+print(f"after text alone: harmful refused {before['harmful refused']['rate']:.2f}")
+print(f"{len(left)} directions (layer and position) removed, one at a time: at least {min(left.values()):.2f} still refused")
+assert before["harmful refused"]["rate"] > 0.95 and min(left.values()) > 0.9
 
 # %% [markdown]
-# Removing a single direction did nothing then: refusal was spread over many. So `lab` is a model organism, a place where the answer is known,
+# Removing any of these directions did nothing then. The number does not say why: refusal may have been spread over several directions, or
+# nothing along the direction may not have meant "grant it". So `lab` is a model organism, a place where the answer is known,
 # and no proof of how language models work. In real models the picture lies between: one direction in [@arditi2024refusal], several in
 # Pan 2025 ("The Hidden Dimensions of LLM Alignment").
 #

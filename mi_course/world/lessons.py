@@ -1,7 +1,8 @@
 """Lessons: training through interventions, so that three behaviours of the lab model have a mechanism to be found.
 
-A model trained on text alone learns the behaviours, but spreads them: refusal over many directions, facts from the name
-tokens straight to the last token, language over attention and FFNs. That is measured on the shipped model itself, as it
+A model trained on text alone learns the behaviours, but not in a form that can be found: no single direction removes
+refusal, facts go from the name tokens straight to the last token, few neurons decide the language. That is measured on the
+shipped model itself, as it
 was after its first stage: `assets/lab/text_alone.json`. The later stages therefore add, to the ordinary loss,
 interchange intervention training (Geiger et al. 2022, "Inducing causal structure for interpretable neural networks"):
 the model runs under an intervention and is trained to answer as if the mechanism were the one we want. Nothing else is
