@@ -1,12 +1,11 @@
 """Lessons: training through interventions, so that three behaviours of the lab model have a mechanism to be found.
 
 A model trained on text alone learns the behaviours, but not in a form that can be found: no single direction removes
-refusal, facts go from the name tokens straight to the last token, few neurons decide the language. That is measured on the
-shipped model itself, as it
-was after its first stage: `assets/lab/text_alone.json`. The later stages therefore add, to the ordinary loss,
-interchange intervention training (Geiger et al. 2022, "Inducing causal structure for interpretable neural networks"):
-the model runs under an intervention and is trained to answer as if the mechanism were the one we want. Nothing else is
-fixed: which neurons, heads and weights do it is left to training.
+refusal, facts go from the name tokens straight to the last token, few neurons decide the language. That is measured on
+the shipped model itself, as it was after its first stage: `assets/lab/text_alone.json`. The later stages therefore add,
+to the ordinary loss, interchange intervention training (Geiger et al. 2022, "Inducing causal structure for
+interpretable neural networks"): the model runs under an intervention and is trained to answer as if the mechanism were
+the one we want. Nothing else is fixed: which neurons, heads and weights do it is left to training.
 
     refusal    the mean-difference direction of harmful and harmless requests at x4, projected out of every write:
                harmful requests are complied with, all other text is read as before; added: harmless ones are refused
