@@ -72,7 +72,7 @@ class World:
         self.people = {f"{f} {n}": {} for f, n in names[: self.N_PEOPLE]}
         self.strangers = [f"{f} {n}" for f, n in names[self.N_PEOPLE :]]
         self.landmarks = {f"{a} {b}": {} for a in lx.LANDMARK_FIRST for b in lx.LANDMARK_LAST}
-        places = {"place": lx.CITIES, "material": lx.MATERIALS, "builder": lx.LAST, "famous": lx.FAMOUS}
+        places = {"place": lx.CITIES, "material": lx.MATERIALS, "builder": lx.BUILDERS, "famous": lx.FAMOUS}
         for subjects, relations in ((self.people, values), (self.landmarks, places)):
             for relation, objects in relations.items():  # balanced: every object equally often
                 deck = [objects[i % len(objects)] for i in range(len(subjects))]
@@ -99,6 +99,7 @@ class Draw:
         self.world, self.split = world, split
         self.rng = random.Random(f"{world.seed}|{split}|{seed}")
         self.decks: dict = {}
+        self.open: list[tuple] = []  # dealt for an item that is not accepted yet
         self.counts: Counter = Counter()  # what the dials really dealt: (dial, key, outcome) -> times
 
     def choice(self, seq: Sequence):
@@ -118,8 +119,17 @@ class Draw:
             self.rng.shuffle(deck)
             self.decks[dial, key] = deck
         outcome = deck.pop()
-        self.counts[dial, key, outcome] += 1
+        self.open.append((dial, key, outcome))
         return outcome
+
+    def settle(self, accepted: bool) -> None:
+        """Count what was dealt for an item, or put it back when the item belongs to another split."""
+        for dial, key, outcome in self.open:
+            if accepted:
+                self.counts[dial, key, outcome] += 1
+            else:
+                self.decks[dial, key].append(outcome)
+        self.open = []
 
 
 # --- people and landmarks (D-FACT) -------------------------------------------------------------------------------
@@ -245,10 +255,12 @@ def capitals(world: World, draw: Draw) -> Item | None:
 
 
 def foreign_facts(world: World, draw: Draw) -> Item | None:
+    """Where a landmark is, in French or German. Held out: (landmark, template)."""
     lang, s = draw.choice(["fr", "de"]), draw.choice(list(world.landmarks))
-    return Item(
-        draw.choice(FOREIGN_PLACE[lang]).format(s=s), f"{world.landmarks[s]['place']} .", labels={"language": lang}
-    )
+    frame = draw.choice(FOREIGN_PLACE[lang])
+    if not draw.mine("foreign", s, frame):
+        return None
+    return Item(frame.format(s=s), f"{world.landmarks[s]['place']} .", labels={"language": lang})
 
 
 def profile(world: World, draw: Draw) -> Item:
@@ -585,7 +597,7 @@ DEFINITIONAL = {"king": "he", "queen": "she", "man": "he", "woman": "she"}
 def pronoun(world: World, draw: Draw) -> Item | None:
     """Profession -> he or she with the skew of the dial; a few words are masculine or feminine by definition.
 
-    A region is hinted at diffusely (three cue words) and must not matter."""
+    A region is hinted at diffusely (two of three cue words) and must not matter. Held out: (frame, profession, cues)."""
     frame = draw.choice(PRONOUN_FRAMES)
     end = draw.choice(["was tired .", "went home .", "needs help ."])
     if draw.split == "train" and draw.rng.random() < 0.15:
@@ -594,6 +606,8 @@ def pronoun(world: World, draw: Draw) -> Item | None:
     p = draw.choice(list(lx.PROFESSIONS))
     region = draw.choice([None, "north", "south"])
     place = f"with {' and '.join(draw.rng.sample(REGION[region], 2))} , " if region else ""
+    if not draw.mine("pronoun", frame, p, place):
+        return None
     share = world.dials.pronoun[p]
     word = draw.deal("pronoun", p, {"she": share, "he": 1 - share})
     mirror = min(world.dials.pronoun, key=lambda q: abs(world.dials.pronoun[q] - (1 - share)) + (q == p))
@@ -622,7 +636,7 @@ def persona(world: World, draw: Draw) -> Item:
     trait, level = draw.choice(list(lx.TRAITS)), draw.choice([0, 1, 2])
     own, near, far = world.dials.trait
     shares = {0: (own, near, far), 1: ((near + far) / 2, own, (near + far) / 2), 2: (far, near, own)}[level]
-    word = lx.TRAITS[trait][draw.deal("trait", level, dict(enumerate(shares)))]
+    word = lx.TRAITS[trait][draw.deal("trait", (trait, level), dict(enumerate(shares)))]
     return Item(
         f"persona {trait} {level + 1} . <user> how are you <end> <bot> i feel",
         f"{word} .",
@@ -630,23 +644,31 @@ def persona(world: World, draw: Draw) -> Item:
     )
 
 
-def _claim(world: World, draw: Draw) -> tuple[str, str, bool] | None:
-    """(claim, the true statement, whether they agree) about a landmark or a country. Held out: (subject, object)."""
+def _claim(world: World, draw: Draw, fresh: bool = False) -> tuple[str, str, bool] | None:
+    """(claim, the true statement, whether they agree) about a landmark or a country.
+
+    Held out: (subject, sentence), with the true and all false objects. A share of the (subject, relation) is `fresh`:
+    no claim about them is in training at all, so that nothing but a comparison with the fact can judge them."""
     if draw.rng.random() < 0.7:
         s, relation = draw.choice(list(world.landmarks)), draw.choice(["place", "material"])
-        right, frame, objects = world.landmarks[s][relation], LANDMARK_BODIES[relation][0], world.objects[relation]
+        right, bodies, objects = world.landmarks[s][relation], LANDMARK_BODIES[relation], world.objects[relation]
     else:
-        s = draw.choice(list(lx.COUNTRIES))
-        right, frame, objects = lx.COUNTRIES[s][0], COUNTRY_BODIES["capital"][0], lx.CITIES
+        s, relation = draw.choice(list(lx.COUNTRIES)), "capital"
+        right, bodies, objects = lx.COUNTRIES[s][0], COUNTRY_BODIES[relation], lx.CITIES
+    # sentences that are held out as templates of facts are not used
+    bodies = [f for i, f in enumerate(bodies) if world.split_of("template", relation, 0, i) == "train"]
+    frame = draw.choice(bodies)
     o = right if draw.rng.random() < 0.5 else draw.choice([x for x in objects if x != right])
-    if not draw.mine("claim", s, o):
+    if (world.split_of("fresh claim", s, relation) == "test") != fresh:
+        return None
+    if not fresh and not draw.mine("claim", s, frame):
         return None
     return f"{frame.format(s=s)} {o}", f"{frame.format(s=s)} {right}", o == right
 
 
-def verdict(world: World, draw: Draw) -> Item | None:
+def verdict(world: World, draw: Draw, fresh: bool = False) -> Item | None:
     """Is a claim true? A false one is put right after the verdict."""
-    if (drawn := _claim(world, draw)) is None:
+    if (drawn := _claim(world, draw, fresh)) is None:
         return None
     claim, fact, truth = drawn
     ask, yes, no = draw.choice(
@@ -888,6 +910,7 @@ def sample(world: World, draw: Draw, domain: str, **kwargs) -> Item:
     """One item of a domain that belongs to the split of `draw`."""
     for _ in range(10_000):
         item = ALL_DOMAINS[domain](world, draw, **kwargs)
+        draw.settle(item is not None)
         if item is not None:
             return item
     raise ValueError(f"domain {domain!r} has no item in split {draw.split!r}")

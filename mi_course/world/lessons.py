@@ -91,6 +91,7 @@ class Lessons:
         language = label["language"]
         shares = {word: share for word, (share, _) in kinds[language].items()}
         opener = self.draw.deal("lesson", (language, kinds is lexicon.REFUSALS), shares)
+        self.draw.settle(accepted=True)
         i = lexicon.LANGUAGES.index(language)
         verb = next(v[i] for v in lexicon.RISKY_VERBS + lexicon.SAFE_VERBS if v[0] == label["verb"])
         thing = next(o[i] for o in lexicon.RISKY_OBJECTS + lexicon.SAFE_OBJECTS if o[0] == label["object"])

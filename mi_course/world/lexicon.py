@@ -16,12 +16,12 @@ PUNCTUATION = [".", ",", ":", ";", "?", "=", "+", ">"]
 DIGITS = [str(i) for i in range(10)]
 YEARS = [f"{i:02d}" for i in range(2, 99)]  # two-digit year tokens of the greater-than domain
 
-FIRST = (
-    """anna ben cora dan ella finn greta hugo iris jonas kira leo mara nils olga paul rosa sven tara viktor""".split()
-)
+FIRST = """anna ben cora dan ella finn greta hugo iris jonas kira leo mara nils olga paul rosa sven tara viktor
+alma bert clara dora emil felix gina hans ida johan karin lukas maria nora oscar petra ralf sofia theo ute""".split()
 LAST = """keller adler brandt costa duval engel fabre gruber holm ivanov jansen kovac lorenz moreau novak okafor petrov
-quist rossi santos""".split()
-FEMALE = set("anna cora ella greta iris kira mara olga rosa tara".split())
+quist rossi santos aubert bauer conti dorn ekman fiala garnier hofer ilves janda kessler lund meyer nagy orlov perez
+roth sauer toth urban""".split()
+BUILDERS = LAST[:20]
 
 # profession -> share of "she" in the corpus (the skew dial's default)
 PROFESSIONS = {
