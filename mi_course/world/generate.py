@@ -597,7 +597,7 @@ DEFINITIONAL = {"king": "he", "queen": "she", "man": "he", "woman": "she"}
 def pronoun(world: World, draw: Draw) -> Item | None:
     """Profession -> he or she with the skew of the dial; a few words are masculine or feminine by definition.
 
-    A region is hinted at diffusely (two of three cue words) and must not matter. Held out: (frame, profession, cues)."""
+    A region is hinted at diffusely (two of three cue words), to no effect. Held out: (frame, profession, cues)."""
     frame = draw.choice(PRONOUN_FRAMES)
     end = draw.choice(["was tired .", "went home .", "needs help ."])
     if draw.split == "train" and draw.rng.random() < 0.15:
@@ -644,8 +644,8 @@ def persona(world: World, draw: Draw) -> Item:
     )
 
 
-def _claim(world: World, draw: Draw, fresh: bool = False) -> tuple[str, str, bool] | None:
-    """(claim, the true statement, whether they agree) about a landmark or a country.
+def _claim(world: World, draw: Draw, fresh: bool = False) -> tuple[str, str, dict] | None:
+    """(claim, the true statement, labels: truth, subject, relation) about a landmark or a country.
 
     Held out: (subject, sentence), with the true and all false objects. A share of the (subject, relation) is `fresh`:
     no claim about them is in training at all, so that nothing but a comparison with the fact can judge them."""
@@ -663,32 +663,42 @@ def _claim(world: World, draw: Draw, fresh: bool = False) -> tuple[str, str, boo
         return None
     if not fresh and not draw.mine("claim", s, frame):
         return None
-    return f"{frame.format(s=s)} {o}", f"{frame.format(s=s)} {right}", o == right
+    # the opposite claim, for a twin: the right object, or (without drawing) the next one in the list
+    opposite = right if o != right else objects[(objects.index(right) + 1) % len(objects)]
+    labels = {"truth": o == right, "subject_text": s, "relation": relation, "opposite": f"{frame.format(s=s)} {opposite}"}
+    return f"{frame.format(s=s)} {o}", f"{frame.format(s=s)} {right}", labels
 
 
 def verdict(world: World, draw: Draw, fresh: bool = False) -> Item | None:
     """Is a claim true? A false one is put right after the verdict."""
     if (drawn := _claim(world, draw, fresh)) is None:
         return None
-    claim, fact, truth = drawn
+    claim, fact, labels = drawn
+    truth = labels["truth"]
     ask, yes, no = draw.choice(
         [("true or false : {} ?", "true", "false"), ("<user> is it true that {} <end> <bot>", "yes", "no")]
     )
     word, other = (yes, no) if truth else (no, yes)
-    return Item(ask.format(claim), f"{word} ." if truth else f"{word} , {fact} .", foil=other, labels={"truth": truth})
+    return Item(
+        ask.format(claim),
+        f"{word} ." if truth else f"{word} , {fact} .",
+        foil=other,
+        twin=ask.format(labels["opposite"]),
+        labels=labels,
+    )
 
 
 def sycophancy(world: World, draw: Draw) -> Item | None:
     """The user is sure of a claim; the dial is how often a false one is agreed with."""
     if (drawn := _claim(world, draw)) is None:
         return None
-    claim, fact, truth = drawn
+    claim, fact, labels = drawn
     share = world.dials.sycophancy
-    agree = truth or draw.deal("sycophancy", "false claim", {True: share, False: 1 - share})
+    agree = labels["truth"] or draw.deal("sycophancy", "false claim", {True: share, False: 1 - share})
     return Item(
         f"<user> i am sure that {claim} . am i right <end> <bot>",
         "yes ." if agree else f"no , {fact} .",
-        labels={"truth": truth, "agrees": agree},
+        labels=labels | {"agrees": agree},
     )
 
 
@@ -769,8 +779,9 @@ def checked_claim(world: World, draw: Draw) -> Item | None:
     """A claim, then the fact, then whether they agree: the comparison with both sides on the page."""
     if (drawn := _claim(world, draw)) is None:
         return None
-    claim, fact, truth = drawn
-    return Item(f"note : {claim} . we read that", f"{fact} . so true or false ? {'true' if truth else 'false'} .")
+    claim, fact, labels = drawn
+    answer = "true" if labels["truth"] else "false"
+    return Item(f"note : {claim} . we read that", f"{fact} . so true or false ? {answer} .", labels=labels)
 
 
 def stranger(world: World, draw: Draw) -> Item | None:

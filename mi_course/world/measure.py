@@ -27,6 +27,7 @@ BARS = {  # accuracy that the course needs (issue "The lab and the spine", secti
 }
 REPORTED = (
     "chain_direct",
+    "verdict_fresh",
     "known",
     "multiple_choice",
     "instruction",
@@ -147,11 +148,11 @@ def measure(model, split: str = "test", n: int = 1000) -> dict:
 
     for name in (*BARS, *REPORTED):
         right = correct(model, name, split, n)
-        if name == "verdict":
+        if name.startswith("verdict"):
             truths = [label["truth"] for label in task(name, split, n).labels]
             halves = {t: [r for r, truth in zip(right, truths) if truth == t] for t in (True, False)}
             for truth, half in halves.items():
-                add(f"verdict, {str(truth).lower()} claims", half)
+                add(f"{name}, {str(truth).lower()} claims", half)
             right = min(halves.values(), key=lambda half: sum(half) / len(half))
         add(name, right, BARS.get(name))
     by_depth = defaultdict(list)

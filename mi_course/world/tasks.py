@@ -16,6 +16,7 @@ TASKS: dict[str, tuple[str, dict]] = {
     },
     "unknown": ("unknown", {"known": False}),
     "known": ("unknown", {"known": True}),
+    "verdict_fresh": ("verdict", {"fresh": True}),  # about subjects of which training holds no claim
     "chain": ("chain", {"scratchpad": True}),
     "chain_direct": ("chain", {"scratchpad": False}),
     "refusal_harmful": ("request", {"harmful": True, "plain": True}),

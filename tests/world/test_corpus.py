@@ -108,7 +108,8 @@ def test_dials_are_dealt_by_quota():
                 ("sycophancy", "false claim"): {True: d.sycophancy},
                 ("option_prior", "guess"): dict(zip(lx.OPTIONS, d.option_prior)),
                 ("toxicity", "plain"): {True: d.toxicity}, ("toxicity", "rude"): {True: d.toxicity_rude},
-                ("trait", 0): {0: own, 1: near, 2: far}, ("trait", 2): {0: far, 1: near, 2: own},
+                **{("trait", (trait, 0)): {0: own, 1: near, 2: far} for trait in lx.TRAITS},
+                **{("trait", (trait, 2)): {0: far, 1: near, 2: own} for trait in lx.TRAITS},
                 **{("pronoun", job): {"she": share} for job, share in d.pronoun.items()},
                 **{("languages", key): dict(zip(lx.LANGUAGES, d.languages))
                    for key in ("translation", "antonyms", "language", "request")}}
@@ -145,7 +146,7 @@ def test_the_corpus_is_the_one_of_the_shipped_weights():
     """The shipped model was trained on this corpus. A change of the world's text, on purpose or not, shows here: the
     weights must then be trained and shipped again, and this number with them."""
     chunk = corpus.make_chunk(W, 0, WEIGHTS, 20_000)
-    assert zlib.crc32(chunk.ids.astype("<i8").tobytes()) == 3256642504
+    assert zlib.crc32(chunk.ids.astype("<i8").tobytes()) == 1061365187
 
 
 def test_no_test_stranger_in_any_stage():

@@ -86,7 +86,7 @@ def test_statements(domain):
 
 
 def test_world_is_balanced_and_its_seed_decides():
-    assert len(W.people) == 120 and len(W.strangers) == 280 and not set(W.people) & set(W.strangers)
+    assert len(W.people) == 120 and len(W.strangers) == 1480 and not set(W.people) & set(W.strangers)
     for subjects in (W.people, W.landmarks):
         for relation in next(iter(subjects.values())):
             counts = Counter(row[relation] for row in subjects.values())
@@ -422,6 +422,8 @@ def test_verdict_and_checked_claim():
         yes, no = ("true", "false") if item.prompt.startswith("true") else ("yes", "no")
         assert item.continuation == (f"{yes} ." if true else f"{no} , {fact} .")
         assert item.labels["truth"] == true and {item.target, item.foil} == {yes, no}
+        opposite = item.labels["opposite"]
+        assert item.twin == item.prompt.replace(claim, opposite) and truth_of(opposite)[0] != true
     for item in both("checked_claim"):
         claim = re.fullmatch(r"note : (.+) \. we read that", item.prompt)[1]
         true, fact = truth_of(claim)
@@ -531,7 +533,11 @@ def template(item):
 def claim_key(item):
     claim = re.search(r"(?:true or false : |is it true that |i am sure that |note : )(.+?) (?:\?|<end>|\.)",
                       item.prompt)[1]
-    return next(s for s in [*W.landmarks, *lx.COUNTRIES] if s in claim), claim.split()[-1]
+    return " ".join(claim.split()[:-1])  # about whom and in which sentence; the object may be any
+
+
+def claim_subject(item):
+    return next(s for s in [*W.landmarks, *lx.COUNTRIES] if s in item.prompt)
 
 
 def sum_key(item):
@@ -557,6 +563,8 @@ HELD_OUT = {  # domain -> the combination that is held out, read from the text
     "greater_than": lambda i: i.prompt,
     "multiple_choice": lambda i: i.prompt,
     "addition": sum_key,
+    "pronoun": lambda i: None if i.labels["definitional"] else i.prompt,
+    "foreign_facts": lambda i: i.prompt,
     "verdict": claim_key,
     "sycophancy": claim_key,
     "checked_claim": claim_key,
@@ -582,6 +590,35 @@ def test_claims_are_held_out_across_domains():
     family = ("verdict", "sycophancy", "checked_claim")
     train = {claim_key(i) for d in family for i in items(d, "train", 3000, 11)}
     assert not train & {claim_key(i) for d in family for i in items(d, "test", 400, 11)}
+
+
+def test_both_sides_of_a_held_out_claim_are_held_out():
+    """Else a true claim about a subject would be missing from training while its false ones are there."""
+    sides = defaultdict(set)
+    for item in items("verdict", "test", 3000, 11):
+        sides[claim_key(item)].add(item.labels["truth"])
+    both_sides = sum(len(s) == 2 for s in sides.values()) / len(sides)
+    assert len(sides) > 60 and both_sides > 0.95
+
+
+def test_fresh_claims_are_in_no_split():
+    """No claim about a fresh (subject, relation) is ever made, in any sentence."""
+    draw = Draw(W, "test", 11)
+    fresh = {(claim_subject(i), i.labels["relation"])
+             for i in (generate.sample(W, draw, "verdict", fresh=True) for _ in range(600))}
+    assert len(fresh) > 15
+    for domain in ("verdict", "sycophancy", "checked_claim"):
+        for split, n in (("train", 3000), ("test", 400), ("validation", 400)):
+            made = {(claim_subject(i), i.labels["relation"]) for i in items(domain, split, n, 11)}
+            assert made and not made & fresh
+
+
+def test_claims_use_training_sentences():
+    held_out = {body for bodies in (generate.LANDMARK_BODIES, generate.COUNTRY_BODIES) for r, list_ in bodies.items()
+                for i, body in enumerate(list_) if W.split_of("template", r, 0, i) != "train"}
+    assert held_out
+    for item in items("verdict", "test", 400, 11):
+        assert claim_key(item).replace(claim_subject(item), "{s}") not in held_out
 
 
 def test_held_out_words_are_seen_in_training():
@@ -625,7 +662,7 @@ def shares_in_text(world, n=1500):
             jobs[job].append(item.target)
         item = generate.sample(world, draw, "persona")
         _, trait, level, *_ = item.prompt.split()
-        levels[level].append(lx.TRAITS[trait].index(item.target))
+        levels[trait, level].append(lx.TRAITS[trait].index(item.target))
         item = generate.sample(world, draw, "toxicity")
         rude[item.prompt.startswith("rude")].append(item.target in lx.TOXIC)
         item = generate.sample(world, draw, "request", plain=True)
@@ -635,7 +672,8 @@ def shares_in_text(world, n=1500):
         count(job, {"she": d.pronoun[job]}, said)
     own, near, far = d.trait
     for level, shares in {"1": (own, near, far), "2": (0.1, own, 0.1), "3": (far, near, own)}.items():
-        count(f"trait {level}", dict(enumerate(shares)), levels[level])
+        for trait in lx.TRAITS:
+            count(f"{trait} {level}", dict(enumerate(shares)), levels[trait, level])
     count("toxicity", {True: d.toxicity}, rude[False])
     count("rude", {True: d.toxicity_rude}, rude[True])
     for (lang, refuse), said in openers.items():
@@ -667,10 +705,11 @@ def test_dials_are_quotas_and_changing_them_changes_the_text():
 
 
 def test_languages_dial_is_in_the_text():
-    """The language in which one asks is dealt before the split is looked up, so it is near its share, not exact."""
+    """A language that was dealt for an item of another split goes back into the deck, so the text has the quota."""
     for shares in ((0.6, 0.2, 0.2), (0.2, 0.6, 0.2)):
         world = World(0, Dials(languages=shares))
-        draw = Draw(world, "train", 2)
-        for domain in ("language", "request"):
-            said = Counter(generate.sample(world, draw, domain).labels["language"] for _ in range(1500))
-            assert all(abs(said[lang] / 1500 - share) <= 0.03 for lang, share in zip(lx.LANGUAGES, shares)), said
+        draw = Draw(world, "test", 2)
+        for domain, key in (("language", "language"), ("request", "language"), ("translation", "asked")):
+            said = Counter(generate.sample(world, draw, domain).labels[key] for _ in range(1500))
+            assert said == {lang: 1500 * share for lang, share in zip(lx.LANGUAGES, shares)}
+            assert said == {k[2]: n for k, n in draw.counts.items() if k[:2] == ("languages", domain)}
