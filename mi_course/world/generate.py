@@ -663,10 +663,11 @@ def _claim(world: World, draw: Draw, fresh: bool = False) -> tuple[str, str, dic
         return None
     if not fresh and not draw.mine("claim", s, frame):
         return None
+    say = f"{frame.format(s=s)} {{}}".format
     # the opposite claim, for a twin: the right object, or (without drawing) the next one in the list
     opposite = right if o != right else objects[(objects.index(right) + 1) % len(objects)]
-    labels = {"truth": o == right, "subject_text": s, "relation": relation, "opposite": f"{frame.format(s=s)} {opposite}"}
-    return f"{frame.format(s=s)} {o}", f"{frame.format(s=s)} {right}", labels
+    labels = {"truth": o == right, "subject_text": s, "relation": relation, "opposite": say(opposite)}
+    return say(o), say(right), labels
 
 
 def verdict(world: World, draw: Draw, fresh: bool = False) -> Item | None:

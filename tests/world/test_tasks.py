@@ -12,7 +12,8 @@ from mi_course.world.tasks import world as the_world
 from mi_course.world.train import new_model
 
 TWINS = {"facts", "attributes", "capitals", "translation", "antonyms", "ioi", "copying", "retrieval", "sentiment",
-         "refusal_harmful", "refusal_harmless", "multiple_choice", "greater_than", "pronoun", "verdict", "verdict_fresh"}
+         "refusal_harmful", "refusal_harmless", "multiple_choice", "greater_than", "pronoun", "verdict",
+         "verdict_fresh"}
 
 
 @pytest.fixture(scope="module")
