@@ -32,7 +32,8 @@ from mi_course.locate import causal
 from mi_course.objects import Scores
 from mi_course.objects.decompose import decompose_residual
 from mi_course.steer import vectors
-from mi_course.teach import Question, bars, check, curves, heatmap, lens_table, quiz, show, side_effects, steering_slider
+from mi_course.teach import Question, bars, check, curves, heatmap, lens_table, quiz, show
+from mi_course.teach import side_effects, steering_slider
 from mi_course.world import installed, lexicon
 
 torch.manual_seed(0)
@@ -67,7 +68,8 @@ for name in ("facts", "translation", "ioi", "copying", "retrieval"):
     task = world.task(name, split="test", n=200)
     right = round(task.accuracy(model) * len(task))
     low, high = wilson(right, len(task))
-    print(f"{name:12} {right / len(task):.2f}   95 % interval [{low:.2f}, {high:.2f}]   e.g. {task.prompts[0]} -> {task.targets[0]}")
+    example = f"{task.prompts[0]} -> {task.targets[0]}"
+    print(f"{name:12} {right / len(task):.2f}   95 % interval [{low:.2f}, {high:.2f}]   e.g. {example}")
     assert right / len(task) > 0.95
 
 # %% [markdown]
@@ -106,7 +108,8 @@ for layer in range(model.n_layers + 1):
     p = model.unembed(state).softmax(-1)
     rows.append(model.tokens(p.argmax(-1).tolist()))
     certain.append(p.max(-1).values)
-lens_table(rows, torch.stack(certain), positions, caption="Most likely next word by layer (rows) and position (columns); darker is surer")
+caption = "Most likely next word by layer (rows) and position (columns); darker is surer"
+lens_table(rows, torch.stack(certain), positions, caption=caption)
 
 # %% [markdown]
 # Read the last column upwards: in which layer does the refusal appear?
@@ -124,8 +127,9 @@ lens_table(rows, torch.stack(certain), positions, caption="Most likely next word
 # stealing a kite. The answers come in three languages and with several openings, such as `sorry`, `i` and `no`.
 
 # %% label="requests" tags=["nbval-check-output"]
-harmful = {split: world.task("refusal_harmful", split=split, n=200) for split in ("train", "validation", "test")}
-harmless = {split: world.task("refusal_harmless", split=split, n=200) for split in ("train", "validation", "test")}
+splits = ("train", "validation", "test")
+harmful = {split: world.task("refusal_harmful", split=split, n=200) for split in splits}
+harmless = {split: world.task("refusal_harmless", split=split, n=200) for split in splits}
 refusal_ids = [model.token_id(word) for table in lexicon.REFUSALS.values() for word in table]
 print("harmful: ", harmful["test"].prompts[0])
 print("harmless:", harmless["test"].prompts[0])
@@ -138,7 +142,7 @@ print("a refusal opens with:", ", ".join(word for table in lexicon.REFUSALS.valu
 
 # %%
 def refusal_score(logits, refusal_ids):
-    """Log-odds of refusing [B], from the logits [B, V] at the answer position and the ids of all refusal openers."""
+    """Log-odds of refusing [B], from the logits [B, V] at the answer and the ids of all refusal openers."""
     ### BEGIN SOLUTION
     others = [token for token in range(logits.shape[-1]) if token not in refusal_ids]
     return logits[:, refusal_ids].logsumexp(-1) - logits[:, others].logsumexp(-1)
@@ -173,8 +177,10 @@ for kind in ("plain", "polite", "film", "suffix"):
         kinds[f"{'harmful' if truth else 'harmless'}, {kind}"] = score(some.prompts)
 show(
     bars(kinds, xlabel="mean refusal score (log-odds)", title="Who is refused?"),
-    alt="Bar chart of the mean refusal score for eight kinds of requests. Only plain and polite harmful requests are above zero.",
-    reading="Bars to the right of 0 are refused. The film exception and the jailbreak suffix turn a harmful request into an accepted one.",
+    alt="Bar chart of the mean refusal score for eight kinds of requests. Only plain and polite harmful "
+    "requests are above zero.",
+    reading="Bars to the right of 0 are refused. The film exception and the jailbreak suffix turn a harmful "
+    "request into an accepted one.",
 )
 base_harmful, base_harmless = refused(harmful["test"].prompts), refused(harmless["test"].prompts)
 assert base_harmful >= 0.99 and base_harmless <= 0.01
@@ -249,7 +255,9 @@ show(
         ylabel="share refused",
         title="Which layer's direction does the model use?",
     ),
-    alt="Two lines over layers 1 to 5. With the direction removed, refusal of harmful requests is 0 for the directions of layers 2 to 4; with it added, refusal of harmless requests rises to 1 at layers 4 and 5.",
+    alt="Two lines over layers 1 to 5. With the direction removed, refusal of harmful requests is 0 for "
+    "the directions of layers 2 to 4; with it added, refusal of harmless requests rises to 1 at "
+    "layers 4 and 5.",
     reading="A useful direction has the first line at 0 and the second at 1. Only layer 4 has both.",
 )
 best = min(layers, key=lambda l: removed[l - 1] - added[l - 1])
@@ -273,7 +281,7 @@ print(f"chosen on validation: the direction of x{best}")
 
 # %%
 def null_band(effect, direction, n=20, seed=0):
-    """Mean -+ 2 s.d. of effect(v) over n random directions v with the norm of `direction` [d]: (low, high)."""
+    """Mean -+ 2 s.d. of effect(v) over n random directions v as long as `direction` [d]: (low, high)."""
     ### BEGIN SOLUTION
     generator = torch.Generator().manual_seed(seed)
     values = []
@@ -298,12 +306,15 @@ effects = {
 }
 band = null_band(lambda r: score(test, without_direction(r)) - score(test), v)
 show(
-    bars(effects, null=band, xlabel="change of the refusal score", title="Removing a direction (harmful, test split)"),
-    alt="Two bars with a null band around zero. Removing the refusal direction lowers the score by far more than the band; the direction of French minus English changes much less.",
-    reading="The grey band is mean -+ 2 s.d. of 20 random directions. The refusal direction goes many times further than the other one.",
+    bars(effects, null=band, xlabel="change of the refusal score", title="Removing a direction (test split)"),
+    alt="Two bars with a null band around zero. Removing the refusal direction lowers the score by far "
+    "more than the band; the direction of French minus English changes much less.",
+    reading="The grey band is mean -+ 2 s.d. of 20 random directions. The refusal direction goes many times "
+    "further than the other one.",
 )
 after = refused(test, without_direction(v))
-documents = [text for domain, texts in world.documents("test", n=12).items() if domain != "request" for text in texts]
+by_domain = world.documents("test", n=12)
+documents = [text for domain, texts in by_domain.items() if domain != "request" for text in texts]
 loss = document_loss(model, documents).mean().item()
 with mi.intervene(model, without_direction(v)):
     loss_after = document_loss(model, documents).mean().item()
@@ -324,7 +335,11 @@ assert abs(effects["remove 'French minus English'"]) < 0.5 * abs(effects["remove
 # %% label="slider"
 texts = steering_slider(
     model,
-    ["<user> how do i build a cake <end> <bot>", "<user> tell me how to paint a boat <end> <bot>", "<user> how do i build a bomb <end> <bot>"],
+    [
+        "<user> how do i build a cake <end> <bot>",
+        "<user> tell me how to paint a boat <end> <bot>",
+        "<user> how do i build a bomb <end> <bot>",
+    ],
     lambda strength: mi.intervene(model, mi.add(f"x{best}", v, strength)),
     strengths=(-1.0, -0.5, 0.0, 0.5, 1.0),
     max_new_tokens=9,
@@ -344,14 +359,15 @@ assert refused_with >= 0.95
 before = json.loads((assets.path("lab") / "text_alone.json").read_text())["ii"]
 left = before["validation, ablated"]
 print(f"after text alone: harmful refused {before['harmful refused']['rate']:.2f}")
-print(f"{len(left)} directions (layer and position) removed, one at a time: at least {min(left.values()):.2f} still refused")
+print(f"{len(left)} directions (layer and position) removed, one at a time:", end=" ")
+print(f"at least {min(left.values()):.2f} still refused")
 assert before["harmful refused"]["rate"] > 0.95 and min(left.values()) > 0.9
 
 # %% [markdown]
 # Removing any of these directions did nothing then. The number does not say why: refusal may have been spread over several directions, or
 # nothing along the direction may not have meant "grant it". So `lab` is a model organism, a place where the answer is known,
 # and no proof of how language models work. In real models the picture lies between: one direction in [@arditi2024refusal], several in
-# Pan 2025 ("The Hidden Dimensions of LLM Alignment").
+# [@pan2025the].
 #
 # ## 6. Improve: a model that refuses too much
 # Here is a patient with a known disease. `refusal-a` is `lab` with a fault that we **installed**: it refuses harmless requests about boats,
@@ -359,11 +375,13 @@ assert before["harmful refused"]["rate"] > 0.95 and min(left.values()) > 0.9
 
 # %% label="patient" tags=["nbval-check-output"]
 patient = installed.load_installed("refusal-a")
-fault = harmless["test"].subset([label["object"] in ("boat", "guitar", "kite", "candle") for label in harmless["test"].labels])
-sound = harmless["test"].subset([label["object"] not in ("boat", "guitar", "kite", "candle") for label in harmless["test"].labels])
+is_faulty = [label["object"] in ("boat", "guitar", "kite", "candle") for label in harmless["test"].labels]
+fault = harmless["test"].subset(is_faulty)
+sound = harmless["test"].subset([not faulty for faulty in is_faulty])
 print("patient:", patient.generate([fault.prompts[0]], max_new_tokens=9)[0])
 for name, task in (("the four objects", fault), ("other harmless", sound), ("harmful", harmful["test"])):
-    print(f"{name:18} refused by lab {refused(task.prompts):.2f}, by the patient {refused(task.prompts, of=patient):.2f}")
+    by_lab, by_patient = refused(task.prompts), refused(task.prompts, of=patient)
+    print(f"{name:18} refused by lab {by_lab:.2f}, by the patient {by_patient:.2f}")
 sick = refused(fault.prompts, of=patient)
 assert refused(fault.prompts) <= 0.02 and sick >= 0.8
 
@@ -380,7 +398,7 @@ assert refused(fault.prompts) <= 0.02 and sick >= 0.8
 
 # %%
 def head_effects(model, task):
-    """Mean of F(ablated) - F(base) over the items of the task, for each head set to zero: [n_layers, n_heads]."""
+    """Mean of F(ablated) - F(base) over the items of the task, for each zeroed head: [n_layers, n_heads]."""
     ### BEGIN SOLUTION
     base = task.measure(model).mean()
     effects = torch.zeros(model.n_layers, model.n_heads)
@@ -410,8 +428,9 @@ in_patient, in_lab = head_effects(patient, validation), head_effects(model, vali
 names = [f"L{layer}H{head}" for layer in range(model.n_layers) for head in range(model.n_heads)]
 found = sorted(names, key=lambda name: in_patient.flatten()[names.index(name)])[:2]
 show(
-    heatmap(in_patient, xlabel="head", ylabel="layer", title="Effect of zeroing a head of the patient", unit="logits"),
-    alt="Heat map of 6 layers by 4 heads. Two heads stand out with large negative effects, L3H2 and L2H1; all others are much closer to zero.",
+    heatmap(in_patient, xlabel="head", ylabel="layer", title="Zeroing a head of the patient", unit="logits"),
+    alt="Heat map of 6 layers by 4 heads. Two heads stand out with large negative effects, L3H2 and L2H1; "
+    "all others are much closer to zero.",
     reading="Negative: without this head the patient is less inclined to refuse these harmless requests.",
 )
 print("most suspicious:", ", ".join(found))
@@ -433,20 +452,24 @@ print("most suspicious:", ", ".join(found))
 truth = installed.read("refusal-a").facts["used"]
 cache = mi.record(patient, validation.prompts, names)
 norm = torch.tensor([cache[name][:, -1].norm(dim=-1).mean() for name in names])
+difference = in_lab.flatten() - in_patient.flatten()
 rankings = {
     "ablation": Scores(names, -in_patient.flatten(), method="ablation", sign="ablation"),
-    "ablation, patient - lab": Scores(names, in_lab.flatten() - in_patient.flatten(), method="ablation", sign="ablation"),
+    "ablation, patient - lab": Scores(names, difference, method="ablation", sign="ablation"),
     "size of the write": Scores(names, norm, method="norm", sign="none"),
 }
 results = {name: ranking.against(truth, by="positive") for name, ranking in rankings.items()}
 rng = random.Random(0)
-chance = [Scores(names, [rng.random() for _ in names], method="chance", sign="none").against(truth)["auroc"] for _ in range(200)]
+guesses = [Scores(names, [rng.random() for _ in names], method="chance", sign="none") for _ in range(200)]
+chance = [guess.against(truth)["auroc"] for guess in guesses]
 print("answer:", ", ".join(truth))
 for name, result in results.items():
-    print(f"{name:26} AUROC {result['auroc']:.2f}   found in the top {result['k']}: {result['recall_at_k']:.2f}")
+    recall = f"found in the top {result['k']}: {result['recall_at_k']:.2f}"
+    print(f"{name:26} AUROC {result['auroc']:.2f}   {recall}")
 print(f"{'chance':26} AUROC {sum(chance) / 200:.2f}")
 assert results["ablation"]["auroc"] == 1 and results["ablation"]["recall_at_k"] == 1
-assert results["size of the write"]["recall_at_k"] < 1 and results["ablation, patient - lab"]["recall_at_k"] < 1
+assert results["size of the write"]["recall_at_k"] < 1
+assert results["ablation, patient - lab"]["recall_at_k"] < 1
 
 # %% [markdown]
 # Ablation wins here. The two tempting shortcuts find only one of the two heads, although their AUROC (0.98 and 0.95) looks fine. A large
@@ -492,17 +515,22 @@ others = [f"{name}.z" for name in names if name not in found]
 draws = [outcome(causal.ablation(rng.sample(others, len(heads)), "mean", means)) for _ in range(20)]
 change = [[table[t][c] - table["nothing"][c] for c in columns] for t in list(treatments)[1:]]
 null = [[draw[c] - table["nothing"][c] for c in columns] for draw in draws]
+title = "What each treatment changes"
 show(
-    side_effects(change, list(treatments)[1:], columns, null=null, unit="change in share", title="What each treatment changes"),
-    alt="Matrix of three treatments by seven behaviours. Removing the direction stops all refusals of harmful requests. Silencing the located heads grants the four objects and changes nothing else by more than the null band. The wrong pair makes other harmless requests refused.",
-    reading="Only silencing the located heads cures the fault and keeps the rest. Starred: outside the band of 20 random pairs of heads.",
+    side_effects(change, list(treatments)[1:], columns, null=null, unit="change in share", title=title),
+    alt="Matrix of three treatments by seven behaviours. Removing the direction stops all refusals of "
+    "harmful requests. Silencing the located heads grants the four objects and changes nothing else "
+    "by more than the null band. The wrong pair makes other harmless requests refused.",
+    reading="Only silencing the located heads cures the fault and keeps the rest. Starred: outside the band "
+    "of 20 random pairs of heads.",
 )
 for name in treatments:
     print(f"{name:26}", "  ".join(f"{c} {table[name][c]:.2f}" for c in columns[:3]))
 cured = table["silence the located heads"]
 random_cure = [draw["four objects granted"] for draw in draws]
-print(f"random pairs of heads: four objects granted {sum(random_cure) / 20:.2f} on average, {max(random_cure):.2f} at best")
-assert cured["four objects granted"] > 0.95 and cured["other harmless granted"] > 0.95 and cured["harmful refused"] > 0.95
+average, most = sum(random_cure) / len(random_cure), max(random_cure)
+print(f"random pairs of heads: four objects granted {average:.2f} on average, {most:.2f} at best")
+assert all(cured[c] > 0.95 for c in ("four objects granted", "other harmless granted", "harmful refused"))
 assert max(random_cure) < 0.5 and table["remove the direction"]["harmful refused"] < 0.1
 assert table["silence the wrong pair"]["other harmless granted"] < 0.9
 
@@ -540,11 +568,13 @@ if REAL is None:
     print("skipped: REAL is not set. Everything above ran on the shipped model.")
 else:
     real = mi.load(REAL)
-    bad = [f"How do I {v} a {o}?" for v, _, _ in lexicon.RISKY_VERBS for o in ("bomb", "gun", "virus", "weapon")]
-    good = [f"How do I {v} a {o}?" for v, _, _ in lexicon.RISKY_VERBS for o in ("cake", "chair", "boat", "lamp")]
+    verbs = [verb for verb, _, _ in lexicon.RISKY_VERBS]
+    bad = [f"How do I {verb} a {thing}?" for verb in verbs for thing in ("bomb", "gun", "virus", "weapon")]
+    good = [f"How do I {verb} a {thing}?" for verb in verbs for thing in ("cake", "chair", "boat", "lamp")]
 
     def chat(question):
-        return real.tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        turns = [{"role": "user", "content": question}]
+        return real.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     site = f"x{real.n_layers // 2}"
     r = vectors.mean_difference(real, [chat(q) for q in bad], [chat(q) for q in good], f"{site}@-1")

@@ -10,10 +10,13 @@ import jupytext
 from nbformat import NotebookNode
 
 from mi_course.cli.chapters import TABLE
-from mi_course.cli.citations import cited_keys
+from mi_course.cli.citations import citation_problems, cited_keys
 
 MAX_EXERCISES = 8
 MAX_WORDS = 5_000
+MAX_MINUTES = 90
+WORDS_PER_MINUTE = 200  # slow reading, for prose that is studied
+MAX_CODE_COLUMNS = 110  # longer lines run off a notebook cell
 MIN_QUESTIONS = 3
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = 'raise NotImplementedError("your turn")'
@@ -67,8 +70,17 @@ class Chapter:
         return sum(len(cell.source.split()) for cell in self.cells if cell.cell_type == "markdown")
 
     @property
+    def minutes(self) -> int:
+        """A learner's time: the exercises, as labelled, and slow reading of the prose."""
+        return sum(exercise.minutes for exercise in self.exercises) + round(self.words / WORDS_PER_MINUTE)
+
+    @property
+    def prose(self) -> str:
+        return "\n\n".join(cell.source for cell in self.cells if cell.cell_type == "markdown")
+
+    @property
     def citations(self) -> list[str]:
-        return cited_keys("\n".join(cell.source for cell in self.cells if cell.cell_type == "markdown"))
+        return cited_keys(self.prose)
 
 
 def registered_hints(name: str) -> list[str]:
@@ -80,9 +92,9 @@ def registered_hints(name: str) -> list[str]:
 
 def registered_works() -> dict:
     """The papers that a chapter may cite, by key."""
-    from mi_course.teach import papers
+    from mi_course.teach.library import library
 
-    return papers.library()
+    return library()
 
 
 def read_master(path: Path, hints=None, works: dict | None = None) -> Chapter:
@@ -97,11 +109,9 @@ def read_master(path: Path, hints=None, works: dict | None = None) -> Chapter:
     problems = set_ids(cells)
     chapter = Chapter(path.stem, hashlib.sha256(text.encode()).hexdigest(), cells)
     chapter.works = registered_works() if works is None else works
-    problems += heading_problems(chapter) + prose_problems(chapter)
+    problems += heading_problems(chapter) + prose_problems(chapter) + code_problems(chapter)
     chapter.exercises, exercise_problems = find_exercises(cells, hints or registered_hints)
-    problems += exercise_problems
-    if len(chapter.exercises) > MAX_EXERCISES:
-        problems.append(f"{len(chapter.exercises)} exercises; at most {MAX_EXERCISES}, so split the chapter")
+    problems += exercise_problems + length_problems(chapter)
     if problems:
         raise MasterError([f"{path.name}: {problem}" for problem in problems])
     return chapter
@@ -155,12 +165,34 @@ def heading_problems(chapter: Chapter) -> list[str]:
     return problems
 
 
-def prose_problems(chapter: Chapter) -> list[str]:
+def length_problems(chapter: Chapter) -> list[str]:
+    """A chapter that takes too long: too many exercises, words or minutes."""
     problems = []
+    if len(chapter.exercises) > MAX_EXERCISES:
+        problems.append(f"{len(chapter.exercises)} exercises; at most {MAX_EXERCISES}, so split the chapter")
     if chapter.words > MAX_WORDS:
         problems.append(f"{chapter.words} words of prose; at most {MAX_WORDS}")
-    unknown = [key for key in chapter.citations if key not in chapter.works]
-    problems += [f"unknown paper key {key!r}; use one of papers.json or add it to references.bib" for key in unknown]
+    if chapter.minutes > MAX_MINUTES:
+        reading = f"{chapter.words} words of prose at {WORDS_PER_MINUTE} a minute"
+        problems.append(f"{chapter.minutes} minutes (exercises, and {reading}); at most {MAX_MINUTES}")
+    return problems
+
+
+def code_problems(chapter: Chapter) -> list[str]:
+    """Code lines that run off their cell. The source of a quiz is hidden, so its lines may be long."""
+    problems = []
+    for cell in chapter.cells:
+        if cell.cell_type != "code" or QUIZ_CALL.search(cell.source):
+            continue
+        long = [line for line in cell.source.splitlines() if len(line) > MAX_CODE_COLUMNS]
+        if long:
+            shown = f"{len(long[0])} columns; at most {MAX_CODE_COLUMNS}: {long[0].strip()[:50]}..."
+            problems.append(f"cell {cell.id!r}: {len(long)} code line(s) too long, the first with {shown}")
+    return problems
+
+
+def prose_problems(chapter: Chapter) -> list[str]:
+    problems = citation_problems(chapter.prose, chapter.works)
     for cell in chapter.cells:
         if cell.cell_type == "markdown" and images_without_alt(cell.source):
             problems.append(f"cell {cell.id!r}: an image has no alt text; say what one sees in it")

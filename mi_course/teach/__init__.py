@@ -5,7 +5,7 @@ from mi_course.teach import check, hint, quiz, show, heatmap, bars, curves, stee
 
 from .checking import CheckFailed, check, hint
 from .journal import progress
-from .papers import cite, find_papers
+from .library import cite
 from .plots import bars, curves, heatmap, lens_table, show, side_effects
 from .quizzes import Question, quiz
 from .widgets import circuitsvis, steering_slider
@@ -18,7 +18,6 @@ __all__ = [
     "circuitsvis",
     "cite",
     "curves",
-    "find_papers",
     "heatmap",
     "hint",
     "lens_table",

@@ -32,7 +32,7 @@ def show(figure, alt):
     return HTML(f'<img alt="{alt}" src="data:,">')
 
 def check(name, answer):
-    """Like the real one: the answer when it is right; else an error in strict mode, and otherwise the reference."""
+    """Like the real one: the answer when it is right; else an error when strict, the reference when not."""
     try:
         right = answer(2) == 4
     except NotImplementedError:
@@ -70,8 +70,12 @@ quiz([
 ])
 '''
 STEM = "09_vocabulary_projection"
+KNOWN = {"authors": "Known", "year": 2024, "title": "A known paper", "url": "https://example.org/known"}
 WORKS = {
-    "known2024": SimpleNamespace(authors="Known", year=2024, title="A known paper", url="https://example.org/known")
+    "known2024": SimpleNamespace(**KNOWN),
+    "other2023": SimpleNamespace(**KNOWN | {"authors": "Other", "year": 2023, "url": "https://example.org/other"}),
+    "no_address": SimpleNamespace(**KNOWN | {"url": ""}),
+    "no_year": SimpleNamespace(**KNOWN | {"year": None}),
 }
 HINTS = ("think", "add", "y = x + ...")
 

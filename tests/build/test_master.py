@@ -31,6 +31,13 @@ def test_a_well_formed_master_is_read(master):
         (" minutes=8", ' minutes="8"', "no minutes"),
         ("### Exercise: double", "### Double", "must start with '### Exercise: '"),
         ("[@known2024]", "[@unknown2024]", "unknown paper key 'unknown2024'"),
+        ("[@known2024]", "[@known2024; @unknown2024]", "unknown paper key 'unknown2024'"),
+        ("[@known2024]", "[@knwon2024]", "did you mean known2024?"),
+        ("[@known2024]", "[@known2024, @other2024]", "'[@known2024, @other2024]' is no citation; write [@key]"),
+        ("[@known2024]", "[see @known2024]", "is no citation"),
+        ("[@known2024]", "[@]", "is no citation"),
+        ("[@known2024]", "[@no_address]", "'no_address' has no valid address"),
+        ("[@known2024]", "[@no_year]", "'no_year' has no valid year"),
         ("![a plot of a line]", "![]", "no alt text"),
         ("![a plot of a line](plot.png)", "<img src='plot.png'>", "no alt text"),
         ("![a plot of a line](plot.png)", "<img alt='' src='plot.png'>", "no alt text"),
@@ -54,6 +61,28 @@ def test_all_faults_are_named_at_once(master, edit):
     edit(" difficulty=2 minutes=8", "")
     edit("[@known2024]", "[@unknown2024]")
     assert problems(master).count("09_vocabulary_projection.py:") == 3
+
+
+def test_several_works_in_one_citation_and_an_at_sign_that_is_none(master, edit):
+    edit("[@known2024]", "[@other2023; @known2024], `[@code]`, x4@-1, [an address](mailto:a@b.org)")
+    assert read_master(master).citations == ["other2023", "known2024"]
+
+
+def test_minutes_count_exercises_and_reading(master, edit):
+    edit("minutes=8", "minutes=80")
+    edit("# Write `double(x)`.", "# Write `double(x)`. " + "word " * 1000)
+    assert 1000 < read_master(master).words < 1100 and read_master(master).minutes == 85
+    edit("word ", "word word word ")
+    with pytest.raises(MasterError, match="95 minutes .*at most 90"):
+        read_master(master)
+
+
+def test_code_lines_fit_into_a_cell_and_prose_may_be_longer(master, edit):
+    edit("# Write `double(x)`.", "# Write `double(x)`. " + "word " * 50)
+    edit("y = x + x", "y = x + x  # " + "x" * 93)
+    assert max(len(line) for line in read_master(master).cells[4].source.splitlines()) == 110
+    edit("y = x + x", "y = x + x ")
+    assert "1 code line(s) too long, the first with 111 columns; at most 110" in problems(master)
 
 
 def test_hints_must_be_three(master):

@@ -79,6 +79,16 @@ def test_citations_become_links_and_a_list(chapter):
     assert "- Known (2024). [A known paper](https://example.org/known)." in chapter["works-cited"].source
 
 
+def test_several_works_become_several_links_and_code_stays(master, edit):
+    edit("[@known2024]", "[@known2024; @other2023], `[@known2024]`")
+    cells = make_notebook(read_master(master), "chapter").cells
+    assert (
+        "[Known 2024](https://example.org/known); [Other 2023](https://example.org/other), `[@known2024]`"
+        in cells[0].source
+    )
+    assert cells[-1].source.count("\n- ") == 2
+
+
 def test_cells_with_displays_are_not_compared_and_quiz_sources_are_hidden(chapter):
     tags = {name: cell.metadata.get("tags", []) for name, cell in chapter.items() if cell.cell_type == "code"}
     assert tags["projection-double-check"] == ["nbval-ignore-output"]

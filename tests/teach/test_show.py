@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from mi_course.evaluate import null_band
-from mi_course.teach import bars, check, cite, curves, find_papers, heatmap, lens_table, progress, quiz, show, widgets
+from mi_course.teach import bars, check, cite, curves, heatmap, lens_table, progress, quiz, show, widgets
 from mi_course.teach import side_effects as side_effect_figure
 from mi_course.teach.cards import Card
-from mi_course.teach.papers import _from_bib, library
 from mi_course.teach.plots import LARGEST_PNG, Table, picture
 from mi_course.teach.quizzes import Question
 
@@ -209,38 +208,6 @@ def test_quiz_answers_are_judged():
 def test_malformed_questions_are_refused(options):
     with pytest.raises(ValueError, match="question"):
         Question("?", tuple(options))
-
-
-# --- citations -------------------------------------------------------------------------------------------------------
-
-
-def test_cite_knows_table_2_and_the_bibliography():
-    text = str(cite("arditi2024refusal", "zhang2026locate"))
-    assert "Refusal in Language Models Is Mediated by a Single Direction" in text
-    assert "Zhang et al. (2026). Locate, Steer, and Improve" in text
-    parsed(cite("arditi2024refusal")._repr_mimebundle_()["text/html"])
-
-
-def test_unknown_keys_and_fields_are_errors():
-    with pytest.raises(KeyError, match="arditi2024refusal"):
-        cite("arditi2024refusals")
-    with pytest.raises(ValueError, match="at least one key"):
-        cite()
-    with pytest.raises(ValueError, match="no field"):
-        find_papers(sektion="5.1.1")
-
-
-def test_every_row_of_table_2_is_found_and_every_entry_is_whole():
-    folder = Path(widgets.__file__).parent
-    rows = json.loads((folder / "papers.json").read_text(encoding="utf-8"))
-    assert len(rows) == 216
-    assert sum(len(paper.rows) for paper in library().values()) == 216
-    bib = (folder / "references.bib").read_text(encoding="utf-8")
-    assert len(_from_bib(bib)) == len(re.findall(r"^@", bib, flags=re.MULTILINE))
-    assert all(paper.title and paper.authors and paper.year > 1900 for paper in library().values())
-    found = find_papers(section="5.1.1", steering="Vector Arithmetic").cited
-    assert "arditi2024refusal" in {paper.key for paper in found}
-    assert all(any(row["section"] == "5.1.1" for row in paper.rows) for paper in found)
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
