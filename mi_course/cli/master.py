@@ -42,7 +42,7 @@ class MasterError(ValueError):
 
 @dataclass
 class Exercise:
-    """One exercise: its labels, its hints, and the ids of its three cells."""
+    """One exercise: its labels, its hints, the expected result in words, and the ids of its three cells."""
 
     name: str
     difficulty: int
@@ -50,6 +50,7 @@ class Exercise:
     points: int
     function: str
     hints: list[str]
+    expected: str
     text: str
     answer: str
     check: str
@@ -83,11 +84,11 @@ class Chapter:
         return cited_keys(self.prose)
 
 
-def registered_hints(name: str) -> list[str]:
-    """The hints of an exercise, from the teaching layer; KeyError when it does not know the exercise."""
+def registered_exercise(name: str):
+    """The exercise as the teaching layer knows it, with `hints` and `expected`; KeyError when it does not."""
     from mi_course.teach import exercises
 
-    return list(exercises.get(name).hints)
+    return exercises.get(name)
 
 
 def registered_works() -> dict:
@@ -97,10 +98,11 @@ def registered_works() -> dict:
     return library()
 
 
-def read_master(path: Path, hints=None, works: dict | None = None) -> Chapter:
+def read_master(path: Path, registered=None, works: dict | None = None) -> Chapter:
     """Read and validate a master.
 
-    `hints(name)` gives the hints of an exercise, `works` the papers that may be cited; the teaching layer's by default.
+    `registered(name)` gives an exercise with its hints and expected result, `works` the papers that may be cited; the
+    teaching layer's by default.
 
     Raises MasterError with every problem found, not just the first.
     """
@@ -110,7 +112,7 @@ def read_master(path: Path, hints=None, works: dict | None = None) -> Chapter:
     chapter = Chapter(path.stem, hashlib.sha256(text.encode()).hexdigest(), cells)
     chapter.works = registered_works() if works is None else works
     problems += heading_problems(chapter) + prose_problems(chapter) + code_problems(chapter)
-    chapter.exercises, exercise_problems = find_exercises(cells, hints or registered_hints)
+    chapter.exercises, exercise_problems = find_exercises(cells, registered or registered_exercise)
     problems += exercise_problems + length_problems(chapter)
     if problems:
         raise MasterError([f"{path.name}: {problem}" for problem in problems])
@@ -205,7 +207,7 @@ def images_without_alt(text: str) -> int:
     return len(MARKDOWN_IMAGE.findall(text)) + len(html)
 
 
-def find_exercises(cells: list[NotebookNode], hints) -> tuple[list[Exercise], list[str]]:
+def find_exercises(cells: list[NotebookNode], registered) -> tuple[list[Exercise], list[str]]:
     """The exercises in order, and what is wrong with those that are not well formed."""
     exercises, problems = [], []
     owned = set()
@@ -215,15 +217,16 @@ def find_exercises(cells: list[NotebookNode], hints) -> tuple[list[Exercise], li
         name = cell.metadata["exercise"]
         owned.update(following.id for following in cells[index + 1 : index + 3])
         faults = label_faults(cell) + answer_faults(name, cells[index + 1 : index + 3])
-        faults += hint_faults(name, hints)
+        known, faults_of_check = find_check(name, registered)
+        faults += faults_of_check
         problems += [f"exercise {name!r}: {fault}" for fault in faults]
         if not faults:
             answer, check = cells[index + 1 : index + 3]
             difficulty, minutes = cell.metadata["difficulty"], cell.metadata["minutes"]
             points, function = cell.metadata.get("points", difficulty), CHECK_LINE.fullmatch(check.source.strip())[1]
-            exercises.append(
-                Exercise(name, difficulty, minutes, points, function, list(hints(name)), cell.id, answer.id, check.id)
-            )
+            ids = {"text": cell.id, "answer": answer.id, "check": check.id}
+            told = {"hints": list(known.hints), "expected": known.expected}
+            exercises.append(Exercise(name, difficulty, minutes, points, function, **told, **ids))
     for cell in cells:
         is_code = cell.cell_type == "code"
         if is_code and cell.id not in owned and (BEGIN in cell.source or CHECK_CALL.search(cell.source)):
@@ -261,9 +264,15 @@ def answer_faults(name: str, following: list[NotebookNode]) -> list[str]:
     return []
 
 
-def hint_faults(name: str, hints) -> list[str]:
+def find_check(name: str, registered) -> tuple[object, list[str]]:
+    """The registered exercise, and what it lacks."""
     try:
-        found = list(hints(name))
+        known = registered(name)
     except KeyError:
-        return ["no check is registered under this name in mi_course/teach"]
-    return [] if len(found) == 3 and all(found) else [f"{len(found)} hints; give three, the last a sketch"]
+        return None, ["no check is registered under this name in mi_course/teach"]
+    faults = []
+    if len(known.hints) != 3 or not all(hint.strip() for hint in known.hints):
+        faults.append(f"{len(known.hints)} hints; give three, the last a sketch")
+    if not known.expected.strip():
+        faults.append("no expected result; its check must say what a right answer shows")
+    return known, faults

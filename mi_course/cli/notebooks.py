@@ -60,14 +60,13 @@ def make_cell(cell: NotebookNode, chapter: Chapter, exercise: Exercise | None, k
 
 
 def exercise_text(source: str, exercise: Exercise) -> str:
-    """The author's text with the labels under its heading and the hints, folded, under it all."""
+    """The author's text with the labels under its heading; the expected result and the hints, folded, under it all."""
     heading, _, body = source.partition("\n")
     labels = f"*Difficulty {exercise.difficulty} of 5, about {exercise.minutes} minutes.*"
-    hints = [
-        f"<details><summary>Hint {number} of {len(exercise.hints)}</summary>\n\n{hint}\n\n</details>"
-        for number, hint in enumerate(exercise.hints, start=1)
-    ]
-    return "\n\n".join([heading, labels, body.strip("\n"), *hints])
+    folded = {"Expected result": exercise.expected}
+    folded |= {f"Hint {number} of {len(exercise.hints)}": hint for number, hint in enumerate(exercise.hints, start=1)}
+    parts = [f"<details><summary>{title}</summary>\n\n{text}\n\n</details>" for title, text in folded.items()]
+    return "\n\n".join([heading, labels, body.strip("\n"), *parts])
 
 
 def empty_answer(source: str) -> str:

@@ -134,16 +134,23 @@ REFERENCE = (
 
 
 def _card(exercise: Exercise, state: str, trouble: NotYet | None) -> Card:
+    """The expected result is in every card, with a worked case where the diagnosis does not show one."""
     result = ("Expected result", exercise.expected)
     ask_hint = f'hint("{exercise.name}")'
     if state == "done":
-        return Card(exercise.name, state, more=[result])
+        return Card(exercise.name, state, [result, *_example(exercise)])
     if state == "not started":
-        rows = [("To do", f"Replace the stub by your code and run the cell again. Stuck? {ask_hint}")]
-    else:
-        advice = trouble.next or f"Mend it and run the cell again, or ask for the next hint: {ask_hint}"
-        rows = [*trouble.rows(), ("Next", advice)]
-    return Card(exercise.name, state, rows, [result], banner=REFERENCE)
+        to_do = ("To do", f"Replace the stub by your code and run the cell again. Stuck? {ask_hint}")
+        return Card(exercise.name, state, [to_do, result, *_example(exercise)], banner=REFERENCE)
+    advice = trouble.next or f"Mend it and run the cell again, or ask for the next hint: {ask_hint}"
+    return Card(exercise.name, state, [*trouble.rows(), ("Next", advice), result], banner=REFERENCE)
+
+
+def _example(exercise: Exercise) -> list[tuple[str, str]]:
+    """The first probe as a row: what is put in, and what comes out."""
+    with steady():
+        first = next((probe for probe in exercise.probes() if isinstance(probe, Probe)), None)
+    return [] if first is None else [("For example", f"{first.tried}: {first.means or describe(first.expected)}")]
 
 
 def hint(name: str, n: int | None = None) -> None:

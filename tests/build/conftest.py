@@ -78,15 +78,17 @@ WORKS = {
     "no_year": SimpleNamespace(**KNOWN | {"year": None}),
 }
 HINTS = ("think", "add", "y = x + ...")
+EXPECTED = "Twice the number."
+
+
+def registered(name):
+    """The one exercise that exists, as the teaching layer would give it."""
+    return {"projection.double": SimpleNamespace(hints=HINTS, expected=EXPECTED)}[name]
 
 
 def stand_in(monkeypatch):
-    """Replace the registered hints and papers, so that these tests do not depend on any real chapter."""
-
-    def hints(name):
-        return {"projection.double": list(HINTS)}[name]
-
-    monkeypatch.setattr("mi_course.cli.master.registered_hints", hints)
+    """Replace the registered exercises and papers, so that these tests do not depend on any real chapter."""
+    monkeypatch.setattr("mi_course.cli.master.registered_exercise", registered)
     monkeypatch.setattr("mi_course.cli.master.registered_works", lambda: WORKS)
 
 

@@ -10,9 +10,9 @@ RUN = """
 import json, sys
 from pathlib import Path
 from mi_course.cli.master import read_master
-from tests.build.conftest import HINTS, WORKS
+from tests.build.conftest import WORKS, registered
 from tests.half_filled import run_chapter
-chapter = read_master(Path(sys.argv[1]), hints=lambda name: HINTS, works=WORKS)
+chapter = read_master(Path(sys.argv[1]), registered=registered, works=WORKS)
 print(json.dumps(run_chapter(chapter)))
 """
 

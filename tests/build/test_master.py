@@ -1,8 +1,11 @@
 """Every rule of the format has a master that breaks it, and the message says what to mend."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mi_course.cli.master import MasterError, read_master
+from tests.build.conftest import HINTS, registered
 
 
 def problems(master) -> str:
@@ -87,7 +90,12 @@ def test_code_lines_fit_into_a_cell_and_prose_may_be_longer(master, edit):
 
 def test_hints_must_be_three(master):
     with pytest.raises(MasterError, match="2 hints"):
-        read_master(master, hints=lambda name: ["one", "two"])
+        read_master(master, registered=lambda name: SimpleNamespace(hints=["one", "two"], expected="x"))
+
+
+def test_an_expected_result_must_be_given(master):
+    with pytest.raises(MasterError, match="no expected result"):
+        read_master(master, registered=lambda name: SimpleNamespace(hints=HINTS, expected=" "))
 
 
 def test_an_exercise_without_a_registered_check_is_refused(master, edit):
@@ -102,7 +110,7 @@ def test_at_most_eight_exercises(master):
     more = "".join(block.replace("projection.double", f"projection.double{n}") for n in range(8))
     master.write_text(text[:end] + more + text[end:])
     with pytest.raises(MasterError, match="9 exercises"):
-        read_master(master, hints=lambda name: ["a", "b", "c"])
+        read_master(master, registered=lambda name: registered("projection.double"))
 
 
 def test_at_most_five_thousand_words(master, edit):

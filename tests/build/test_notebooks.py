@@ -11,7 +11,7 @@ from mi_course.cli import main
 from mi_course.cli.build import BuildError, build_chapter, execute, output_problems
 from mi_course.cli.master import read_master
 from mi_course.cli.notebooks import make_notebook, to_text
-from tests.build.conftest import HINTS, STEM
+from tests.build.conftest import EXPECTED, HINTS, STEM
 
 # nbgrader's own schema, version 3: these keys and no others.
 NBGRADER_KEYS = {"schema_version", "grade", "solution", "locked", "task", "grade_id"}
@@ -54,9 +54,10 @@ def test_code_around_the_region_stays(master, edit):
     assert '        pass\n    raise NotImplementedError("your turn")\n\n\nLATER = 1' in stub
 
 
-def test_labels_and_hints_are_written_under_the_exercise(chapter):
+def test_labels_expected_result_and_hints_are_written_under_the_exercise(chapter):
     text = chapter["projection-double"].source
     assert text.startswith("### Exercise: double a number\n\n*Difficulty 2 of 5, about 8 minutes.*")
+    assert f"<details><summary>Expected result</summary>\n\n{EXPECTED}\n\n</details>" in text
     hints = re.findall(r"<details><summary>Hint (\d) of 3</summary>\n\n(.*?)\n\n</details>", text)
     assert hints == [(str(number), hint) for number, hint in enumerate(HINTS, start=1)]
 

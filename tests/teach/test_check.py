@@ -26,7 +26,10 @@ def good(x):
 
 def test_done_returns_the_learners_function(double, capsys):
     assert check("toy.double", good) is good
-    assert "DONE: toy.double" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "DONE: toy.double" in out
+    assert "Expected result: a number" in out
+    assert "For example: x = [1, -2]: float32 tensor of shape [2]: 2, -4" in out
 
 
 @pytest.mark.parametrize("answer", [stub, None, ...])
@@ -37,6 +40,8 @@ def test_not_started_returns_the_reference_and_says_so(double, capsys, answer):
     assert "NOT STARTED: toy.double" in out
     assert "REFERENCE IN USE" in out
     assert 'hint("toy.double")' in out
+    assert "Expected result: a number" in out
+    assert "For example: x = [1, -2]: float32 tensor of shape [2]: 2, -4" in out
 
 
 def test_not_yet_diagnoses_and_returns_the_reference(double, capsys):
@@ -49,6 +54,7 @@ def test_not_yet_diagnoses_and_returns_the_reference(double, capsys):
         "Expected: float32 tensor of shape [2]: 2, -4",
         "Got: float32 tensor of shape [2]: 1, 4",
         "Likely mistake: squared instead of doubled",
+        "Expected result: a number",
         "REFERENCE IN USE",
     ):
         assert part in out

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mi_course.evaluate import null_band
-from mi_course.teach import bars, check, cite, curves, heatmap, lens_table, progress, quiz, show, widgets
+from mi_course.teach import bars, check, curves, heatmap, lens_table, progress, quiz, show, widgets
 from mi_course.teach import side_effects as side_effect_figure
 from mi_course.teach.cards import Card
 from mi_course.teach.plots import LARGEST_PNG, Table, picture
