@@ -1,20 +1,18 @@
-"""Superposition on a scale where the right answer is known (survey section 2.5).
+"""Toy models of superposition (survey section 2.5; Elhage et al. 2022), small enough to know the best solution.
 
-    toy models (Elhage et al. 2022)    h = x W^T,  x' = ReLU(h W + b)     n features pressed through m < n dimensions
-    planted features                   x = sum_j c_j f_j + noise          known directions f_j and known, sparse codes c
+    h = x W^T,  x' = ReLU(h W + b)        n features pressed through m < n dimensions, and back
 
-A feature is *in superposition* when its direction is not at a right angle to those of the others. The toy models are
-trained many at a time, one per density and importance. Planted features are what an SAE is scored against.
+A feature is *in superposition* when its direction is not at a right angle to those of the others. Models are trained
+many at a time, one per density and importance. Data with known features, to score SAEs against, is in
+`world.compiled.planted_features`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-# --- toy models ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -115,64 +113,3 @@ def feature_dimensions(W: Tensor) -> Tensor:
     unit = W / norm.clamp_min(1e-12)[..., None, :]
     overlap = (unit.mT @ W).pow(2).sum(-1)
     return torch.where(norm > 1e-6, norm**2 / overlap.clamp_min(1e-12), 0.0)
-
-
-# --- planted features ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PlantedFeatures:
-    """Known sparse features: directions [n, d] of norm 1, the rate [n] at which each is on, and who needs whom.
-
-    parents: child -> parent; a child is on only where its parent is, and there with probability `child_rate`. Its entry
-    in `rate` is the product of the two. `noise` is the s.d. of the normal noise on every dimension.
-    """
-
-    directions: Tensor
-    rate: Tensor
-    parents: dict[int, int] = field(default_factory=dict)
-    child_rate: float = 0.3
-    noise: float = 0.0
-
-    def sample(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """`count` states x [count, d] and their true codes [count, n]: uniform in 0.5 ... 1.5 where on, else 0."""
-        g = torch.Generator().manual_seed(seed)
-        n, d = self.directions.shape
-        on = torch.rand(count, n, generator=g) < self.rate
-        for child, parent in self.parents.items():
-            on[:, child] = on[:, parent] & (torch.rand(count, generator=g) < self.child_rate)
-        codes = on * (0.5 + torch.rand(count, n, generator=g))
-        return codes @ self.directions + self.noise * torch.randn(count, d, generator=g), codes
-
-
-def plant(
-    n: int = 32,
-    d: int = 20,
-    families: int = 4,
-    rate: float = 0.05,
-    parent_rate: float = 0.2,
-    child_rate: float = 0.3,
-    noise: float = 0.02,
-    seed: int = 0,
-) -> PlantedFeatures:
-    """n features in d dimensions: 2h and 2h + 1 are parent and child for h < `families`, the others are alone."""
-    if not 0 <= 2 * families <= n:
-        raise ValueError(f"families={families}: each takes two of the {n} features")
-    rates = torch.full((n,), rate)
-    rates[0 : 2 * families : 2] = parent_rate
-    rates[1 : 2 * families : 2] = parent_rate * child_rate
-    parents = {2 * h + 1: 2 * h for h in range(families)}
-    return PlantedFeatures(spread_directions(n, d, seed), rates, parents, child_rate, noise)
-
-
-def spread_directions(n: int, d: int, seed: int = 0, steps: int = 300) -> Tensor:
-    """n unit vectors [n, d] that keep away from each other: random ones, pushed apart."""
-    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    optimizer = torch.optim.Adam([rows], lr=0.02)
-    for _ in range(steps):
-        unit = rows / rows.norm(dim=1, keepdim=True)
-        optimizer.zero_grad()
-        (unit @ unit.T - torch.eye(n)).pow(4).sum().backward()
-        optimizer.step()
-    rows = rows.detach()
-    return rows / rows.norm(dim=1, keepdim=True)
