@@ -128,10 +128,12 @@ def copying_score(model, layer: int, head_index: int) -> float:
     """How far a head copies the tokens it looks at: sum of eigenvalues / sum of their sizes, in -1 ... 1.
 
     1: every direction of token space is mapped to itself (copying); -1: to its opposite (copy suppression); near 0:
-    neither. Elhage et al. 2021. It says nothing about where the head looks.
+    neither. Elhage et al. 2021. It says nothing about where the head looks. A head without eigenvalues (compiled ones
+    that write where nothing reads) scores 0.
     """
     eigenvalues = ov_eigenvalues(model, layer, head_index)
-    return (eigenvalues.real.sum() / eigenvalues.abs().sum()).item()
+    size = eigenvalues.abs().sum().item()
+    return eigenvalues.real.sum().item() / size if size > 0 else 0.0
 
 
 def neuron_keys(model, layer: int, part: str | None = None) -> Tensor:
