@@ -765,7 +765,7 @@ def sentiment(world: World, draw: Draw) -> Item | None:
     )
 
 
-# --- steps: families that occur only in the second stage of training --------------------------------------------------
+# --- steps: families that occur only in the later stages of training ------------------------------------------------------------------------------------------------
 def remark(world: World, draw: Draw) -> Item:
     """One remark, rarely negated: adjectives have a side before "not" can turn them round."""
     thing = draw.choice(list(lx.REVIEWED))
@@ -783,6 +783,21 @@ def checked_claim(world: World, draw: Draw) -> Item | None:
     claim, fact, labels = drawn
     answer = "true" if labels["truth"] else "false"
     return Item(f"note : {claim} . we read that", f"{fact} . so true or false ? {answer} .", labels=labels)
+
+
+def same_word(world: World, draw: Draw) -> Item:
+    """Two words: the same or not? The smallest comparison there is."""
+    word, same = draw.choice(COPY_WORDS), draw.rng.random() < 0.5
+    other = word if same else draw.choice([w for w in COPY_WORDS if w != word])
+    return Item(f"note : {word} . we read that {other} . so true or false ?", "true ." if same else "false .")
+
+
+def judged_claim(world: World, draw: Draw) -> Item | None:
+    """A bare statement, judged where it ends: the fact is expected there, and the word that came stands beside it."""
+    if (drawn := _claim(world, draw)) is None:
+        return None
+    claim, _, labels = drawn
+    return Item(f"{claim} ,", "true ." if labels["truth"] else "false .", labels=labels)
 
 
 def stranger(world: World, draw: Draw) -> Item | None:
@@ -897,21 +912,24 @@ SHARES: dict[Callable, float] = {  # tokens, relative to each other (they are sc
     sentiment: 0.05,
     request: 0.08,
 }
-# Families of the second stage: each teaches one step of a family that is hard to begin (a comparison, a negation).
-STEPS: dict[Callable, float] = {remark: 0.04, checked_claim: 0.05, stranger: 0.04}
+# Families of the later stages: each teaches one step of a family that is hard to begin (a comparison, a negation).
+STEPS: dict[Callable, float] = {remark: 0.04, same_word: 0.03, checked_claim: 0.08, judged_claim: 0.15, stranger: 0.04}
 CHANGED = {  # shares of the second stage that differ from the first
     attributes: 0.06,
     biography: 0.05,
+    unknown: 0.08,
     copying: 0.05,
     chain: 0.06,
-    multiple_choice: 0.08,
-    verdict: 0.10,
+    multiple_choice: 0.10,
+    verdict: 0.15,
     sentiment: 0.06,
 }
 SECOND_SHARES: dict[Callable, float] = SHARES | CHANGED | STEPS
-THIRD_SHARES: dict[Callable, float] = SECOND_SHARES | {  # dials and judgements need many examples to be exact
-    facts: 0.14, attributes: 0.05, verdict: 0.14, stranger: 0.08, pronoun: 0.06, persona: 0.04, toxicity: 0.02,
-    context: 0.04, guess: 0.02, sycophancy: 0.05, copying: 0.04, retrieval: 0.03, request: 0.06,
+# The third stage: dials and judgements need many examples to be exact. Bare statements are true again, nearly always.
+THIRD_SHARES: dict[Callable, float] = SECOND_SHARES | {
+    facts: 0.14, attributes: 0.05, verdict: 0.20, judged_claim: 0.02, same_word: 0.01, stranger: 0.10, pronoun: 0.06,
+    persona: 0.04, toxicity: 0.02, context: 0.04, guess: 0.02, sycophancy: 0.06, copying: 0.04, retrieval: 0.03,
+    request: 0.06,
 }  # fmt: skip
 DOMAINS = {f.__name__: f for f in SHARES}
 ALL_DOMAINS = {f.__name__: f for f in SECOND_SHARES}

@@ -428,6 +428,12 @@ def test_verdict_and_checked_claim():
         claim = re.fullmatch(r"note : (.+) \. we read that", item.prompt)[1]
         true, fact = truth_of(claim)
         assert item.continuation == f"{fact} . so true or false ? {'true' if true else 'false'} ."
+    for item in both("judged_claim"):
+        true, _ = truth_of(item.prompt.removesuffix(" ,"))
+        assert item.continuation == ("true ." if true else "false .")
+    for item in both("same_word"):
+        one, other = re.fullmatch(r"note : (\w+) \. we read that (\w+) \. so true or false \?", item.prompt).groups()
+        assert item.continuation == ("true ." if one == other else "false .")
     share = sum(i.labels["truth"] for i in items("verdict", "train", 1500)) / 1500
     assert share == pytest.approx(0.5, abs=0.06)
 
@@ -531,7 +537,7 @@ def template(item):
 
 
 def claim_key(item):
-    claim = re.search(r"(?:true or false : |is it true that |i am sure that |note : )(.+?) (?:\?|<end>|\.)",
+    claim = re.search(r"(?:true or false : |is it true that |i am sure that |note : |^)(.+?) (?:\?|<end>|\.|,)",
                       item.prompt)[1]
     return " ".join(claim.split()[:-1])  # about whom and in which sentence; the object may be any
 
@@ -568,6 +574,7 @@ HELD_OUT = {  # domain -> the combination that is held out, read from the text
     "verdict": claim_key,
     "sycophancy": claim_key,
     "checked_claim": claim_key,
+    "judged_claim": claim_key,
     "context": lambda i: (re.search(r"to (\w+) \.", i.prompt)[1], i.prompt.split(" . so ")[1]),
     "instruction": lambda i: i.prompt,
     "sentiment": lambda i: i.prompt,
@@ -587,7 +594,7 @@ def test_held_out_combinations_are_not_in_training(domain):
 
 
 def test_claims_are_held_out_across_domains():
-    family = ("verdict", "sycophancy", "checked_claim")
+    family = ("verdict", "sycophancy", "checked_claim", "judged_claim")
     train = {claim_key(i) for d in family for i in items(d, "train", 3000, 11)}
     assert not train & {claim_key(i) for d in family for i in items(d, "test", 400, 11)}
 
@@ -607,7 +614,7 @@ def test_fresh_claims_are_in_no_split():
     fresh = {(claim_subject(i), i.labels["relation"])
              for i in (generate.sample(W, draw, "verdict", fresh=True) for _ in range(600))}
     assert len(fresh) > 15
-    for domain in ("verdict", "sycophancy", "checked_claim"):
+    for domain in ("verdict", "sycophancy", "checked_claim", "judged_claim"):
         for split, n in (("train", 3000), ("test", 400), ("validation", 400)):
             made = {(claim_subject(i), i.labels["relation"]) for i in items(domain, split, n, 11)}
             assert made and not made & fresh
