@@ -765,7 +765,7 @@ def sentiment(world: World, draw: Draw) -> Item | None:
     )
 
 
-# --- steps: families that occur only in the later stages of training ------------------------------------------------------------------------------------------------
+# --- steps: families that occur only in the later stages of training ------------------------------------------------
 def remark(world: World, draw: Draw) -> Item:
     """One remark, rarely negated: adjectives have a side before "not" can turn them round."""
     thing = draw.choice(list(lx.REVIEWED))
