@@ -6,11 +6,13 @@ import re
 import time
 from pathlib import Path
 
+import jupytext
 import nbformat
 import psutil
 from nbformat import NotebookNode
 
 from mi_course.cli.chapters import find_root, markdown_table, overview, read_measured
+from mi_course.cli.citations import cited_by_section
 from mi_course.cli.master import Chapter, MasterError, images_without_alt, read_master
 from mi_course.cli.notebooks import make_notebook, notebook_metadata, repository_setting, to_text
 
@@ -42,7 +44,7 @@ def run(args) -> int:
             problems.append(str(error))
     if args.check and not args.chapter:
         problems += strays(root)
-    problems += readme(root, write=not args.check)
+    problems += readme(root, write=not args.check) + cited(root, write=not args.check)
     report(args, masters, built, problems)
     return 1 if problems else 0
 
@@ -228,6 +230,25 @@ def readme(root: Path, write: bool) -> list[str]:
         if current != text and not write
         else []
     )
+
+
+def cited(root: Path, write: bool) -> list[str]:
+    """Keep cited.json, where the paper explorer looks up the sections that cite a paper; without `write`, say if it is
+    out of date."""
+    file = root / "mi_course" / "teach" / "cited.json"
+    if not file.parent.is_dir():
+        return []
+    index: dict[str, list] = {}
+    for master in find_masters(root, []):
+        cells = jupytext.reads(master.read_text(encoding="utf-8"), fmt="py:percent").cells
+        for key, headings in cited_by_section(cells).items():
+            index.setdefault(key, []).extend([master.stem, heading] for heading in headings)
+    rows = [f" {json.dumps(key)}: {json.dumps(places)}" for key, places in sorted(index.items())]
+    current = "{\n" + ",\n".join(rows) + "\n}\n"
+    stale = not file.exists() or file.read_text(encoding="utf-8") != current
+    if stale and write:
+        file.write_text(current, encoding="utf-8")
+    return ["mi_course/teach/cited.json is out of date; run `mi-course build`"] if stale and not write else []
 
 
 def strays(root: Path) -> list[str]:

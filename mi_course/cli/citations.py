@@ -23,6 +23,23 @@ def cited_keys(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def cited_by_section(cells: list) -> dict[str, list[str]]:
+    """Key -> headings (of the first two levels) that it is cited under, in their order. cells: those of a master."""
+    found: dict[str, list[str]] = {}
+    heading = ""
+    for cell in cells:
+        if cell.cell_type != "markdown":
+            continue
+        for line in CODE.sub("", cell.source).splitlines():
+            if title := re.match(r"#{1,2} (.*)", line):
+                heading = title.group(1).strip()
+            for key in cited_keys(line):
+                headings = found.setdefault(key, [])
+                if heading not in headings:
+                    headings.append(heading)
+    return found
+
+
 def citation_problems(text: str, works: dict) -> list[str]:
     """Malformed citations, unknown keys, and works without the year or the address that their link needs."""
     prose = CODE.sub("", text)

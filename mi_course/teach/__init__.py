@@ -1,9 +1,10 @@
-"""What a chapter needs to teach: checks with a diagnosis, hints, quizzes, figures, a steering slider, citations.
+"""What a chapter needs to teach: checks with a diagnosis, hints, quizzes, figures, widgets, papers, progress.
 
-from mi_course.teach import check, hint, quiz, show, heatmap, bars, curves, steering_slider, cite, progress
+from mi_course.teach import Question, bars, check, cite, curves, heatmap, hint, papers, progress, quiz, show
 """
 
 from .checking import CheckFailed, check, hint
+from .explorer import papers
 from .journal import progress
 from .library import cite
 from .plots import bars, curves, heatmap, lens_table, show, side_effects
@@ -21,6 +22,7 @@ __all__ = [
     "heatmap",
     "hint",
     "lens_table",
+    "papers",
     "progress",
     "quiz",
     "show",

@@ -48,7 +48,9 @@ class Correction:
         doubt = " (from memory, unconfirmed)" if self.basis == "recollection" else ""
         if self.field == "text":
             return f'The survey says: "{self.survey}" {self.why}{doubt}'
-        return f"{self.field}: {self.survey}{should}. {self.why}{doubt}"
+        ours = {"localizing": "localizer", "steering": "steerer", "authors_short": "authors"}
+        field = ours.get(self.field, self.field)
+        return f"{field}: {self.survey or 'missing'}{should}. {self.why}{doubt}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from mi_course.cli import main
-from mi_course.cli.build import BuildError, build_chapter, execute, output_problems
+from mi_course.cli.build import BuildError, build_chapter, cited, execute, output_problems
 from mi_course.cli.master import read_master
 from mi_course.cli.notebooks import make_notebook, to_text
 from tests.build.conftest import EXPECTED, HINTS, STEM
@@ -243,3 +243,19 @@ def test_the_table_in_the_readme_is_written_and_checked(root, built_once, capsys
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert f"[09 Vocabulary projection](chapters/{STEM}.ipynb) | ready |" in text and "| 08 Probing | planned |" in text
     assert main(["build", "--check", "--root", str(root)]) == 0
+
+
+def test_the_index_of_sections_that_cite_a_paper_is_written_and_checked(root, built_once, edit):
+    shutil.copytree(built_once, root, dirs_exist_ok=True)
+    (root / "mi_course" / "teach").mkdir(parents=True)
+    file = root / "mi_course" / "teach" / "cited.json"
+    cites = "[@other2023].\n# ## Later\n# `[@no_year]` [@known2024; @known2024]"
+    edit("# Write `double(x)`.", f"# Write `double(x)` {cites}")
+    assert cited(root, write=False) != [] and not file.exists()
+    assert cited(root, write=True) == [] == cited(root, write=False)
+    assert json.loads(file.read_text()) == {
+        "known2024": [[STEM, "09 Vocabulary projection"], [STEM, "Later"]],
+        "other2023": [[STEM, "What you will be able to do"]],
+    }
+    edit("[@other2023]", "")
+    assert "out of date" in cited(root, write=False)[0]
