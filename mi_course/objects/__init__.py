@@ -3,6 +3,7 @@
     task, scores   what a behaviour is; what a localizer returns
     weights        heads as QK and OV circuits, neurons as keys and values, the unembedding, folding of norms
     decompose      the residual stream and the logits as sums over components
+    neurons        what a neuron adds to an answer, where it fires, what it promotes, which label it detects
     sae            sparse autoencoders
 """
 
