@@ -297,7 +297,10 @@ def _head_slot(model, site: Site) -> Slot:
 def _feature_slot(model, site: Site) -> Slot:
     """SAE features of the site that the SAE reads. Writing keeps the error term: x + (decode(new) - decode(old))."""
     sae = model.saes[site.sae]
-    base = resolve(model, Site.parse(sae.site))
+    where = Site.parse(sae.site)
+    base = resolve(model, where)
+    if where.kind == "head" and where.index is None and where.part == "z":
+        base = _slot(base.port)  # an SAE of z reads all heads side by side, [B, T, H * d_head]
     index = (...,) if site.index is None else (..., site.index)
 
     def read(tensor):

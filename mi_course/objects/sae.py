@@ -1,8 +1,19 @@
 """Sparse autoencoders (survey section 2.5, Eq. 7-9): states as sparse sums of many directions.
 
-    a    = relu((x - b_dec) W_enc + b_enc)          Eq. 7, with b_dec subtracted first, as in published practice
+    a    = act(z),  z = (x - b_dec) W_enc + b_enc   Eq. 7, with b_dec subtracted first, as in published practice
     x^   = a W_dec + b_dec                          Eq. 8; feature f_j is **row** j of W_dec (audit A13)
     loss = |x - x^|^2 + lambda |a|_1                Eq. 9, meaningful only with rows of unit norm (audit A11)
+
+The survey's act is left open. Here are five, `KINDS`, each with its own way to be sparse:
+
+    relu       a = max(z, 0)                                     loss + lambda |a|_1
+    topk       the k largest of max(z, 0), others 0              needs no penalty          Gao et al. 2024
+    batchtopk  the k n largest in a batch of n states; later     needs no penalty          Bussmann et al. 2024
+               a = z where z > threshold (one number)
+    jumprelu   a = z where z > threshold_j (learned)             loss + lambda |a|_0       Rajamanoharan et al. 2024b
+    gated      a = max(z e^r + ..., 0) where z > 0               loss + lambda |max(z, 0)|_1, and more   ... 2024a
+
+Any of them can be a Matryoshka SAE (Bussmann et al. 2025): the error of its first 10, 100, ... features is added up.
 
 Why unit norm: for ReLU, dividing W_enc and b_enc by c and multiplying W_dec by c changes no reconstruction and divides
 the L1 term by c, so the penalty can be made as small as you like without any sparsity. `rescaled` does exactly that.
@@ -10,47 +21,94 @@ the L1 term by c, so the penalty can be made as small as you like without any sp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-KINDS = ("relu", "topk")
+KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
+REMEDIES = ("resample", "auxk")
+AUXK_WEIGHT = 1 / 32  # Gao et al. 2024
 
 
 class SAE(nn.Module):
     """A sparse autoencoder of states at `site`.
 
     W_enc [d, m], b_enc [m], W_dec [m, d], b_dec [d]: m features, d = width of the site.
-    kind   "relu", trained with the L1 penalty, or "topk", which keeps the k largest activations and needs no penalty.
-    site   where in the model it reads ("x3", "mlp2", "neurons1"); None while it belongs to no model.
+    kind      one of `KINDS`; k: active features per state, for topk and batchtopk
+    site      where in the model it reads ("x3", "mlp2", "neurons1", "z0" with heads side by side); None: no model
+    prefixes  None, or increasing sizes that end in m, such as (16, 64, 256): a Matryoshka SAE
+    threshold jumprelu: [m], learned; batchtopk: one number, set at the end of training
+    r_mag, b_mag [m]: gated only; how large a feature is once its gate is open
 
     Attach it with `model.saes["mine"] = sae`; then `mineF17` is a site to record and to intervene on, with the
     reconstruction error x - x^ kept. New SAEs have random unit rows; `train` makes a fitted one.
     """
 
+    bandwidth = 0.05  # jumprelu: how near to its threshold a pre-activation must be to count for the gradient of it
+
     def __init__(self, d: int, m: int, kind: str = "relu", k: int | None = None, site: str | None = None,
-                 seed: int = 0):
+                 seed: int = 0, prefixes: Sequence[int] | None = None):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
-        if (kind == "topk") != (k is not None) or (k is not None and not 1 <= k <= m):
-            raise ValueError(f"k={k} with kind={kind!r}: give k in 1 ... {m} for 'topk' and none for 'relu'")
-        self.kind, self.k, self.site = kind, k, site
+        if (kind in ("topk", "batchtopk")) != (k is not None) or (k is not None and not 1 <= k <= m):
+            raise ValueError(f"k={k} with kind={kind!r}: give k in 1 ... {m} for topk and batchtopk, none for others")
+        sizes = (0, *prefixes) if prefixes else (0, m)
+        if sizes[-1] != m or any(small >= large for small, large in pairwise(sizes)):
+            raise ValueError(f"prefixes={prefixes} must increase and end in m={m}, the number of features")
+        self.kind, self.k, self.site, self.prefixes = kind, k, site, sizes[1:]
         rows = torch.randn(m, d, generator=torch.Generator().manual_seed(seed))
         rows = rows / rows.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(rows)
         self.W_enc = nn.Parameter(rows.T.clone())
         self.b_enc = nn.Parameter(torch.zeros(m))
         self.b_dec = nn.Parameter(torch.zeros(d))
+        if kind == "jumprelu":
+            self.threshold = nn.Parameter(torch.full((m,), self.bandwidth))
+        if kind == "batchtopk":
+            self.register_buffer("threshold", torch.tensor(0.0))
+        if kind == "gated":
+            self.r_mag, self.b_mag = nn.Parameter(torch.zeros(m)), nn.Parameter(torch.zeros(m))
+
+    # -- Eq. 7 and 8 ---------------------------------------------------------------------------------------------
+
+    def pre(self, x: Tensor) -> Tensor:
+        """Pre-activations z [..., m] of states [..., d]."""
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    def activate(self, z: Tensor) -> Tensor:
+        """Pre-activations -> activations [..., m], all >= 0, by the formula of the kind."""
+        if self.kind == "relu":
+            return z.relu()
+        if self.kind == "topk":
+            top = z.relu().topk(self.k, dim=-1)
+            return torch.zeros_like(z).scatter(-1, top.indices, top.values)
+        if self.kind == "batchtopk" and self.training:
+            flat = z.relu().flatten()
+            top = flat.topk(self.k * (z.numel() // z.shape[-1]))
+            return torch.zeros_like(flat).scatter(0, top.indices, top.values).view_as(z)
+        if self.kind == "gated":
+            return (z > 0) * ((z - self.b_enc) * self.r_mag.exp() + self.b_mag).relu()
+        on = (z > self.threshold) & (z > 0)
+        if self.kind == "jumprelu" and self.training:
+            return z * on - self.threshold.detach() * self._pull(z)
+        return z * on
+
+    def _pull(self, z: Tensor) -> Tensor:
+        """Zero, with gradient K((z - threshold) / bandwidth) / bandwidth for the threshold; K = 1 on (-1/2, 1/2).
+
+        A step has derivative zero, so a threshold would never learn. Over many states, though, the mean of a step does
+        have a derivative: minus the density of z at the threshold, which the window K estimates.
+        """
+        near = (z - self.threshold).abs().detach() < self.bandwidth / 2
+        return (self.threshold - self.threshold.detach()) * near / self.bandwidth
 
     def encode(self, x: Tensor) -> Tensor:
         """States [..., d] -> feature activations a [..., m], all >= 0 (O16)."""
-        a = torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
-        if self.kind == "relu":
-            return a
-        top = a.topk(self.k, dim=-1)
-        return torch.zeros_like(a).scatter(-1, top.indices, top.values)
+        return self.activate(self.pre(x))
 
     def decode(self, a: Tensor) -> Tensor:
         """Activations [..., m] -> states [..., d]: sum_j a_j f_j + b_dec."""
@@ -60,23 +118,67 @@ class SAE(nn.Module):
         """The reconstruction x^ of x."""
         return self.decode(self.encode(x))
 
-    def loss(self, x: Tensor, l1: float = 0.0) -> Tensor:
-        """Eq. 9, averaged over states: |x - x^|^2 + l1 * |a|_1, with l1 the survey's lambda."""
-        a = self.encode(x)
-        return (x - self.decode(a)).pow(2).sum(-1).mean() + l1 * a.sum(-1).mean()
+    # -- Eq. 9 ---------------------------------------------------------------------------------------------------
+
+    def loss(self, x: Tensor, sparsity: float = 0.0, dead: Tensor | None = None) -> Tensor:
+        """Eq. 9, averaged over states [n, d]: |x - x^|^2 + sparsity * (the penalty of the kind), sparsity = lambda.
+
+        Matryoshka: the first term is the sum over `prefixes` of |x - x^ from the first features alone|^2.
+        dead [m], bool: adds the AuxK term (Gao et al. 2024) for these features.
+        """
+        return self._loss_and_activations(x, sparsity, dead)[0]
+
+    def _loss_and_activations(self, x: Tensor, sparsity: float, dead: Tensor | None) -> tuple[Tensor, Tensor]:
+        if sparsity and self.k is not None:
+            raise ValueError(f"sparsity={sparsity}: a {self.kind} SAE has no penalty; choose k instead")
+        z = self.pre(x)
+        a = self.activate(z)
+        loss = sum((x - self._first(a, n)).pow(2).sum(-1).mean() for n in self.prefixes)
+        if sparsity:
+            loss = loss + sparsity * self._penalty(z, a).sum(-1).mean()
+        if self.kind == "gated":  # the gate has no gradient of its own: let it reconstruct too, with a frozen decoder
+            by_gate = z.relu() @ self.W_dec.detach() + self.b_dec.detach()
+            loss = loss + (x - by_gate).pow(2).sum(-1).mean()
+        if dead is not None and dead.any():
+            loss = loss + AUXK_WEIGHT * self._auxk(z, (x - self.decode(a)).detach(), dead)
+        return loss, a.detach()
+
+    def _first(self, a: Tensor, n: int) -> Tensor:
+        """The reconstruction from the first n features."""
+        return a[..., :n] @ self.W_dec[:n] + self.b_dec
+
+    def _penalty(self, z: Tensor, a: Tensor) -> Tensor:
+        """What the sparsity term counts, per feature [..., m]."""
+        if self.kind == "jumprelu":
+            return (z > self.threshold).to(z) - self._pull(z)  # L0: the count, whose gradient goes to the threshold
+        return z.relu() if self.kind == "gated" else a
+
+    def _auxk(self, z: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+        """|e - e^|^2, e^ = sum of z_j f_j over the d / 2 dead features with the largest z: dead ones learn from e.
+
+        z enters without a ReLU, so a feature far below zero gets a gradient too.
+        """
+        best = torch.where(dead, z, -torch.inf).topk(min(int(dead.sum()), max(1, len(self.b_dec) // 2)), dim=-1)
+        guess = torch.zeros_like(z).scatter(-1, best.indices, best.values) @ self.W_dec
+        return (error - guess).pow(2).sum(-1).mean()
+
+    # -- scale ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def rescaled(self, c: float | Tensor) -> SAE:
         """The same function with activations divided by c > 0 (one number, or [m]) and features multiplied by it.
 
-        ReLU only: this is the counter-example of audit A11. TopK ranks activations, so a common c alone keeps it.
+        relu and topk only: this is the counter-example of audit A11. TopK ranks activations, so there c is one number.
         """
         c = torch.as_tensor(c, dtype=self.W_dec.dtype, device=self.W_dec.device)
         if not (c > 0).all():
             raise ValueError("c must be positive: ReLU commutes with positive factors only")
+        if self.kind not in ("relu", "topk"):
+            raise ValueError(f"a {self.kind} SAE has thresholds or gates that are not rescaled here; use relu or topk")
         if self.kind == "topk" and c.numel() > 1:
             raise ValueError("c must be one number for a TopK SAE: different factors would change which features win")
-        new = SAE(*reversed(self.W_dec.shape), kind=self.kind, k=self.k, site=self.site).to(self.W_dec)
+        new = SAE(*reversed(self.W_dec.shape), kind=self.kind, k=self.k, site=self.site,
+                  prefixes=self.prefixes).to(self.W_dec)
         new.W_enc.copy_(self.W_enc / c)
         new.b_enc.copy_(self.b_enc / c)
         new.W_dec.copy_(self.W_dec * c.reshape(-1, 1))
@@ -88,17 +190,34 @@ class SAE(nn.Module):
         return self.rescaled(1 / self.W_dec.detach().norm(dim=1).clamp_min(1e-8))
 
     @torch.no_grad()
+    def _for_larger_states(self, s: float) -> SAE:
+        """Change in place so that encode(s x) is s times what encode(x) was: every bias and threshold times s."""
+        for name in ("b_enc", "b_dec", "b_mag", "threshold"):
+            if hasattr(self, name):
+                getattr(self, name).mul_(s)
+        return self
+
+    # -- quality -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
     def quality(self, x: Tensor) -> dict[str, float]:
         """On states x [n, d]: what every report must say (audit A11).
 
-        fvu   share of variance not explained: |x - x^|^2 / |x - mean|^2, 0 is perfect
-        l0    active features per state
-        dead  share of features that never fire on x
+        fvu        share of variance not explained: |x - x^|^2 / |x - mean|^2, 0 is perfect
+        l0         active features per state
+        dead       share of features that never fire on x
+        shrinkage  1 - |x^|^2 / (x . x^), both counted from b_dec: 0 when lengths are right, 0.1 when reconstructions
+                   are a tenth too short (1 - gamma of Rajamanoharan et al. 2024a)
         """
         a = self.encode(x)
-        error = (x - self.decode(a)).pow(2).sum()
-        return {"fvu": (error / (x - x.mean(0)).pow(2).sum()).item(), "l0": (a > 0).sum(-1).float().mean().item(),
-                "dead": 1 - (a > 0).any(0).float().mean().item()}
+        y = self.decode(a)
+        from_bias, made = x - self.b_dec, y - self.b_dec
+        return {
+            "fvu": ((x - y).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item(),
+            "l0": (a > 0).sum(-1).float().mean().item(),
+            "dead": 1 - (a > 0).any(0).float().mean().item(),
+            "shrinkage": 1 - (made.pow(2).sum() / (made * from_bias).sum()).item(),
+        }
 
     def splice(self):
         """The intervention that replaces the site by its reconstruction: the baseline of every SAE experiment.
@@ -109,18 +228,25 @@ class SAE(nn.Module):
 
         if self.site is None:
             raise ValueError("site is not set: say where this SAE reads, for example sae.site = 'x3'")
-        return edit(self.site, self)
+        return edit(self.site, lambda x: self(x.flatten(2)).view_as(x))  # z has an axis of heads, which an SAE has not
 
-    def save(self, path: str | Path, model) -> None:
-        """Write to a safetensors file, with the fingerprint of the model it was trained on."""
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, model, dtype: torch.dtype | None = None) -> None:
+        """Write to a safetensors file, with the fingerprint of the model it was trained on.
+
+        dtype: store in this precision, for instance torch.float16; None keeps the SAE's own.
+        """
         from safetensors.torch import save_file
 
-        about = {"kind": self.kind, "k": str(self.k or ""), "site": self.site or "", "fingerprint": model.fingerprint()}
-        save_file({name: p.detach().contiguous().cpu() for name, p in self.named_parameters()}, path, metadata=about)
+        about = {"kind": self.kind, "k": str(self.k or ""), "site": self.site or "", "fingerprint": model.fingerprint(),
+                 "prefixes": " ".join(map(str, self.prefixes))}
+        tensors = {name: t.detach().to(dtype or t.dtype).contiguous().cpu() for name, t in self.state_dict().items()}
+        save_file(tensors, path, metadata=about)
 
     @classmethod
     def load(cls, path: str | Path, model) -> SAE:
-        """Read an SAE that `save` wrote. ValueError when it belongs to another model."""
+        """Read an SAE that `save` wrote, frozen, in the model's precision. ValueError for another model's."""
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
@@ -131,56 +257,84 @@ class SAE(nn.Module):
                              f"{about['fingerprint']}, {model.name} has {model.fingerprint()}); load that model, or "
                              f"train an SAE on this one")
         m, d = tensors["W_dec"].shape
-        sae = cls(d, m, about["kind"], int(about["k"]) if about["k"] else None, about["site"] or None)
+        sae = cls(d, m, about["kind"], int(about["k"]) if about["k"] else None, about["site"] or None,
+                  prefixes=tuple(map(int, about["prefixes"].split())))
         sae.load_state_dict(tensors)
-        return sae.to(device=model.device, dtype=model.dtype)
+        return sae.to(device=model.device, dtype=model.dtype).requires_grad_(False).eval()
+
+
+# ---------------------------------------------------------------------------------------------------------- training
 
 
 def train(x: Tensor, m: int, kind: str = "relu", k: int | None = None, site: str | None = None, seed: int = 0,
-          **options) -> SAE:
-    """A new SAE with m features, fitted to states x [n, d]. options: l1, steps, lr ... of `fit`."""
-    _check_states(x)
-    sae = SAE(x.shape[1], m, kind, k, site, seed).to(x)
-    with torch.no_grad():
-        sae.b_dec.copy_(x.mean(0))
-    return fit(sae, x, seed=seed, **options)
+          prefixes: Sequence[int] | None = None, **options) -> SAE:
+    """A new SAE with m features, fitted to states x [n, d]. options: sparsity, steps, lr, remedy ... of `fit`.
 
-
-def fit(sae: SAE, x: Tensor, l1: float = 0.0, steps: int = 2000, batch_size: int = 256, lr: float = 2e-3,
-        resample_every: int | None = None, seed: int = 0, progress: bool = False) -> SAE:
-    """Train `sae` in place on states x [n, d] with Adam, rows of W_dec held at norm 1; returns it, frozen.
-
-    A feature that never fires gets no gradient through the ReLU, so it stays dead. With `resample_every`, features that
-    have not fired for so many steps start anew in the direction of a badly reconstructed state (the remedy of Bricken
-    et al. 2023), until the last fifth of training.
-    States are used as they are: divide by a common scale first when their norm is far from 1, or adapt `l1`.
+    States are divided by one number for training, so that |x - mean|^2 is 1 on average, and the SAE is scaled back
+    afterwards: the loss then starts as the share of variance not explained, and `sparsity` means the same everywhere.
     """
     _check_states(x)
+    sae = SAE(x.shape[1], m, kind, k, site, seed, prefixes).to(x)
+    scale = (x - x.mean(0)).pow(2).sum(-1).mean().sqrt().item() or 1.0
+    with torch.no_grad():
+        sae.b_dec.copy_(x.mean(0) / scale)
+    return fit(sae, x / scale, seed=seed, **options)._for_larger_states(scale)
+
+
+def fit(sae: SAE, x: Tensor, sparsity: float = 0.0, steps: int = 2000, batch_size: int = 256, lr: float = 2e-3,
+        remedy: str | None = None, dead_after: int = 100, seed: int = 0, progress: bool = False,
+        history: list | None = None) -> SAE:
+    """Train `sae` in place on states x [n, d] with Adam, rows of W_dec held at norm 1; returns it, frozen.
+
+    The rate falls to zero over the last fifth, `sparsity` rises over the first tenth. States are used as they are: when
+    their size is far from 1, use `train`, which brings them to it.
+
+    A feature that never fires gets no gradient through its activation, so it stays dead. Remedies, for features that
+    have not fired for `dead_after` steps:
+        "resample"  they start anew in the direction of a badly reconstructed state, up to the last fifth of training
+                    (Bricken et al. 2023)
+        "auxk"      they learn to reconstruct what the others leave over (Gao et al. 2024)
+    history: a list that gets about 50 dicts with step, loss, l0 and dead (the share silent for `dead_after` steps).
+    """
+    _check_states(x)
+    if remedy is not None and remedy not in REMEDIES:
+        raise ValueError(f"remedy={remedy!r} is unknown; choose one of {', '.join(REMEDIES)}, or None")
     from tqdm.auto import trange
 
     generator = torch.Generator().manual_seed(seed)
     sae.requires_grad_(True).train()
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
-    fired = torch.zeros(len(sae.b_enc), dtype=torch.bool, device=x.device)
+    silent = torch.zeros(len(sae.b_enc), dtype=torch.long, device=x.device)  # steps since a feature fired
+    thresholds = []
     for step in trange(1, steps + 1, desc="SAE", disable=not progress):
+        late = step > 0.8 * steps
+        optimizer.param_groups[0]["lr"] = lr * min(1, 5 * (1 - step / steps) + 1e-3)
+        weight = sparsity * min(1, 10 * step / steps)
         batch = x[torch.randint(len(x), (batch_size,), generator=generator).to(x.device)]
         optimizer.zero_grad()
-        sae.loss(batch, l1).backward()
+        loss, a = sae._loss_and_activations(batch, weight, silent >= dead_after if remedy == "auxk" else None)
+        loss.backward()
         optimizer.step()
         with torch.no_grad():
             sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
-            if resample_every:
-                fired |= (sae.encode(batch) > 0).any(0)
-        if resample_every and step % resample_every == 0:
-            if step <= 0.8 * steps:
-                _resample(sae, optimizer, ~fired, x, generator)
-            fired.zero_()
+            silent = torch.where((a > 0).any(0), 0, silent + 1)
+            if sae.kind == "jumprelu":
+                sae.threshold.clamp_min_(0)
+            if sae.kind == "batchtopk" and late:
+                thresholds.append(a[a > 0].min())  # what the batch's last winner had
+        if remedy == "resample" and step % dead_after == 0 and not late:
+            _resample(sae, optimizer, silent >= dead_after, x, generator)
+        if history is not None and (step % max(1, steps // 50) == 0 or step == steps):
+            history.append({"step": step, "loss": loss.item(), "l0": (a > 0).sum(-1).float().mean().item(),
+                            "dead": (silent >= dead_after).float().mean().item()})
+    if thresholds:
+        sae.threshold.copy_(torch.stack(thresholds).mean())
     return sae.requires_grad_(False).eval()
 
 
 def _check_states(x: Tensor) -> None:
     if x.dim() != 2 or len(x) == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; give states as [n, d], for example cache['x3'].flatten(0, 1)")
+        raise ValueError(f"x has shape {tuple(x.shape)}; give states as [n, d], for example states(model, 'x3', texts)")
 
 
 @torch.no_grad()
@@ -195,35 +349,73 @@ def _resample(sae: SAE, optimizer, dead: Tensor, x: Tensor, generator) -> None:
     rows = residual[chosen.to(x.device)]
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
     alive = sae.W_enc[:, ~dead].norm(dim=0).mean() if (~dead).any() else sae.W_enc.new_tensor(1.0)
-    sae.W_dec[dead] = rows
-    sae.W_enc[:, dead] = 0.5 * alive * rows.T
-    sae.b_enc[dead] = 0.0
-    for parameter, index in ((sae.W_dec, dead), (sae.W_enc, (slice(None), dead)), (sae.b_enc, dead)):
-        for moment in ("exp_avg", "exp_avg_sq"):
-            optimizer.state[parameter][moment][index] = 0.0
+    fresh = {"W_dec": rows, "W_enc": 0.5 * alive * rows.T, "b_enc": 0.0, "r_mag": 0.0, "b_mag": 0.0,
+             "threshold": sae.bandwidth}
+    for name, parameter in sae.named_parameters():
+        if name in fresh:
+            index = (slice(None), dead) if name == "W_enc" else dead
+            parameter[index] = fresh[name]
+            for moment in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[parameter][moment][index] = 0.0
+
+
+# ------------------------------------------------------------------------------------------------------- in the model
+
+
+def batches(model, documents: Sequence, batch_size: int = 64):
+    """Documents as tokenized batches, in order."""
+    if len(documents) == 0:
+        raise ValueError("documents is empty: give at least one document")
+    for start in range(0, len(documents), batch_size):
+        yield model.tokenize(documents[start : start + batch_size])
 
 
 @torch.no_grad()
-def loss_recovered(model, sae: SAE, prompts) -> float:
-    """Share of the model's next-token loss that survives splicing the SAE in: (zero - spliced) / (zero - plain).
+def states(model, site: str, documents: Sequence, skip: int = 1, batch_size: int = 64) -> Tensor:
+    """The states at `site` of all real tokens of the documents, [n_tokens, d], document after document.
 
-    1: the reconstruction serves as well as the state; 0: no better than zeros at the site. Prompts are documents; the
-    loss is the mean cross-entropy of their own next tokens, padding left out.
+    skip: leave out so many tokens at the beginning of each document. The default leaves out `<bos>`: its state is the
+    same in every document, and in many models far larger than any other.
     """
-    from mi_course.models.edits import intervene, zero
+    from mi_course.models import record
 
-    batch = model.tokenize(prompts)
+    found = []
+    for batch in batches(model, documents, batch_size):
+        keep = batch.mask.bool() & (batch.position_ids >= skip)
+        found.append(record(model, batch, [site])[site].flatten(2)[keep])
+    return torch.cat(found)
 
-    def loss() -> float:
-        logprobs = model(batch)[:, :-1].float().log_softmax(-1)
-        real = (batch.mask[:, 1:] * batch.mask[:, :-1]).bool()
-        return -logprobs.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)[real].mean().item()
 
-    plain = loss()
-    with intervene(model, sae.splice()):
-        spliced = loss()
-    with intervene(model, zero(sae.site)):
-        without = loss()
+@torch.no_grad()
+def loss_recovered(model, sae: SAE, documents: Sequence, baseline: str = "zero", batch_size: int = 64) -> float:
+    """Share of the model's next-token loss that survives splicing the SAE in: (none - spliced) / (none - plain).
+
+    1: the reconstruction serves as well as the state; 0: no better than the baseline at the site, which is "zero" (as
+    mostly published; in the residual stream it destroys everything, so that nearly any SAE comes out near 1) or "mean"
+    (the mean state of these documents). The loss is the mean cross-entropy of the documents' own next tokens.
+    """
+    from mi_course.models import Site
+    from mi_course.models.edits import intervene, mean, zero
+
+    if baseline not in ("zero", "mean"):
+        raise ValueError(f"baseline={baseline!r} is unknown; choose 'zero' or 'mean'")
+
+    def loss(*edits) -> float:
+        total = count = 0.0
+        for batch in batches(model, documents, batch_size):
+            with intervene(model, *edits):
+                logprobs = model(batch)[:, :-1].float().log_softmax(-1)
+            real = (batch.mask[:, 1:] * batch.mask[:, :-1]).bool()
+            total -= logprobs.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)[real].sum().item()
+            count += real.sum().item()
+        return total / count
+
+    none = zero(sae.site)
+    if baseline == "mean":
+        value, site = states(model, sae.site, documents, skip=0).mean(0), Site.parse(sae.site)
+        none = mean(site, value.view(-1, model.d_head) if site.kind == "head" and site.index is None else value)
+    plain, spliced, without = loss(), loss(sae.splice()), loss(none)
     if abs(without - plain) < 1e-6:
-        raise ValueError(f"sae: zeroing {sae.site} changes nothing on these prompts, so there is no loss to recover")
+        raise ValueError(f"sae: the {baseline} baseline at {sae.site} changes nothing on these documents, so there is "
+                         f"no loss to recover")
     return (without - spliced) / (without - plain)
