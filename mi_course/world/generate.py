@@ -913,8 +913,10 @@ SHARES: dict[Callable, float] = {  # tokens, relative to each other (they are sc
     request: 0.08,
 }
 # Families of the later stages: each teaches one step of a family that is hard to begin (a comparison, a negation).
-STEPS: dict[Callable, float] = {remark: 0.04, same_word: 0.03, checked_claim: 0.08, judged_claim: 0.15, stranger: 0.04}
-CHANGED = {  # shares of the second stage that differ from the first
+STEPS: dict[Callable, float] = {remark: 0.04, same_word: 0.02, checked_claim: 0.06, judged_claim: 0.06, stranger: 0.04}
+# A short stage of its own begins the comparison of a claim with the fact: spread thinly over a long one it fails.
+CLAIMS: dict[Callable, float] = {judged_claim: 0.30, verdict: 0.20, checked_claim: 0.10, same_word: 0.03}
+CHANGED = {  # shares of the next stage that differ from the first
     attributes: 0.06,
     biography: 0.05,
     unknown: 0.08,
@@ -925,7 +927,9 @@ CHANGED = {  # shares of the second stage that differ from the first
     sentiment: 0.06,
 }
 SECOND_SHARES: dict[Callable, float] = SHARES | CHANGED | STEPS
-# The third stage: dials and judgements need many examples to be exact. Bare statements are true again, nearly always.
+CLAIM_SHARES: dict[Callable, float] = {f: s / sum(SECOND_SHARES.values()) for f, s in SECOND_SHARES.items()}
+CLAIM_SHARES = {f: 0.4 * s for f, s in CLAIM_SHARES.items()} | CLAIMS
+# The last stage: dials and judgements need many examples to be exact. Bare statements are true again, nearly always.
 THIRD_SHARES: dict[Callable, float] = SECOND_SHARES | {
     facts: 0.14, attributes: 0.05, verdict: 0.20, judged_claim: 0.02, same_word: 0.01, stranger: 0.10, pronoun: 0.06,
     persona: 0.04, toxicity: 0.02, context: 0.04, guess: 0.02, sycophancy: 0.06, copying: 0.04, retrieval: 0.03,

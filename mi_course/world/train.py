@@ -1,7 +1,7 @@
 """Train a lab model from a seed: `python -m mi_course.world.train lab --out FOLDER`. Resumes after an interruption.
 
-Three stages, each with its own warm-up and decay: text alone; text with lessons (`world.lessons`); the same at a low
-rate, with more of what has to be exact.
+Four stages, each with its own warm-up and decay: text alone; then, with lessons (`world.lessons`), a short one that
+begins the judging of claims, a long one with everything, and one at a low rate with more of what has to be exact.
 Muon for the hidden matrices and AdamW for the rest learn several times more per token here than AdamW alone.
 """
 
@@ -46,7 +46,8 @@ class Stage:
 
 STAGES = (
     Stage(7e6, rows=42, lr=1.0, shares=generate.SHARES, lessons=False),
-    Stage(7e6, rows=21, lr=0.7, shares=generate.SECOND_SHARES, lessons=True),
+    Stage(2e6, rows=21, lr=0.7, shares=generate.CLAIM_SHARES, lessons=True),
+    Stage(5e6, rows=21, lr=0.7, shares=generate.SECOND_SHARES, lessons=True),
     Stage(4e6, rows=21, lr=0.3, shares=generate.THIRD_SHARES, lessons=True),
 )
 

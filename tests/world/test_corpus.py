@@ -90,7 +90,7 @@ def test_token_shares(made):
     relative = sum(generate.SHARES.values())
     for domain, share in generate.SHARES.items():
         assert chunk.tokens[domain.__name__] / total == pytest.approx(share / relative, abs=0.012), domain.__name__
-    for shares in (generate.SHARES, generate.SECOND_SHARES, generate.THIRD_SHARES):
+    for shares in (generate.SHARES, generate.CLAIM_SHARES, generate.SECOND_SHARES, generate.THIRD_SHARES):
         weights = generate.domain_weights(W, shares)
         assert sum(weights.values()) == pytest.approx(1) and min(weights.values()) > 0
         assert set(weights) == {f.__name__ for f in shares}
@@ -153,7 +153,7 @@ def test_no_test_stranger_in_any_stage():
     """Nobody asks about a test stranger in any stage (random sequences to copy may hold the two words)."""
     held_out = {s for s in W.strangers if W.split_of("stranger", s) != "train"}
     assert len(held_out) > 40
-    for i, shares in enumerate((generate.SHARES, generate.SECOND_SHARES, generate.THIRD_SHARES)):
+    for i, shares in enumerate((generate.SHARES, generate.CLAIM_SHARES, generate.SECOND_SHARES, generate.THIRD_SHARES)):
         weights = generate.domain_weights(W, shares) | {"copying": 0.0}
         for words, _, _ in pieces(corpus.make_chunk(W, 50 + i, weights, 30_000)):
             assert not held_out & {f"{a} {b}" for a, b in zip(words, words[1:])}
