@@ -1,33 +1,44 @@
 """Half-filled notebooks run from top to bottom: `python -m tests.half_filled [00_pipeline ...]`.
 
-For every exercise of a chapter: all the others solved and this one left empty; and for the first exercise also with a
-wrong answer. (All empty and all solved are the notebooks themselves, which nbval runs.)
+One run per chapter, in this process: the first exercise answered wrongly, the second solved, the third left empty, the
+fourth solved, and so on. (All empty and all solved are the notebooks themselves, which nbval runs.)
 
-Running the whole chapter for every variant would take minutes. So one process runs the solved chapter, and where a
-variant departs from it, at its answer, the process forks: the copy takes the other answer and runs the rest.
+At each exercise the process also forks, and the copies try the answers that the run does not take: solved, empty and
+wrong. A copy runs the answer and its check, and then looks whether the session is what the run has: `check` gave back
+the learner's own function when it was right and the reference when it was not, and no other name and no random state
+has changed. What follows would be cells that the full, the empty or this run have executed in the same state, so the
+copy ends there.
 """
 
 import contextlib
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mi_course.cli.build import find_masters
 from mi_course.cli.master import REGION, STUB, Chapter, Exercise, read_master
 
 ROOT = Path(__file__).parents[1]
+WORKERS = 2
+KINDS = ("solved", "left empty", "answered wrongly")
 
 
-def variants(chapter: Chapter, exercise: Exercise, source: str) -> dict[str, str]:
-    """The other answers to one exercise: name of the variant -> source of the answer cell."""
-    found = {f"{exercise.name} left empty": REGION.sub(rf"\1{STUB}", source)}
-    if exercise is chapter.exercises[0]:
-        found[f"{exercise.name} answered wrongly"] = wrong_answer(exercise, source)
-    return found
+def pattern(number: int) -> str:
+    """What the run does with exercise `number`, counted from 0."""
+    return "solved" if number % 2 else "left empty" if number else "answered wrongly"
+
+
+def answer_source(kind: str, exercise: Exercise, source: str) -> str:
+    """The source of an answer cell, for one of KINDS."""
+    if kind == "solved":
+        return source
+    return REGION.sub(rf"\1{STUB}", source) if kind == "left empty" else wrong_answer(exercise, source)
 
 
 def wrong_answer(exercise: Exercise, source: str) -> str:
@@ -36,27 +47,31 @@ def wrong_answer(exercise: Exercise, source: str) -> str:
     if not (ROOT / "tests" / "exercises" / f"{module}.py").exists():
         return REGION.sub(r"\1return None", source)
     take = f'next(iter(WRONG["{exercise.name}"].values()))[0]'
-    return f"from tests.exercises.{module} import WRONG\n\n{exercise.function} = {take}"
+    return f"{source}\n\nfrom tests.exercises.{module} import WRONG\n\n{exercise.function} = {take}\ndel WRONG"
 
 
 def run_chapter(chapter: Chapter) -> dict[str, str]:
-    """Run the solved chapter and every variant in this process and its forks. Returns variant -> what failed, or ""."""
+    """Run the half-filled chapter, and the other answers in copies. Returns variant -> what failed, or ""."""
     shell = new_shell()
-    cells = [cell for cell in chapter.cells if cell.cell_type == "code"]
-    answers = {exercise.answer: exercise for exercise in chapter.exercises}
-    failures: dict[str, str] = {}
-    running: list[tuple[str, int, int]] = []
-    for index, cell in enumerate(cells):
-        exercise = answers.get(cell.id)
-        for variant, source in (variants(chapter, exercise, cell.source) if exercise else {}).items():
-            running.append((variant, *start_copy(shell, cells[index:], source, exercise)))
-            # Two workers in all: two copies while this process waits, or one copy beside it.
-            failures.update(collect(running, leave=1))
-        failure = run_cell(shell, cell.id, cell.source)
-        if failure:
+    cells = {cell.id: cell.source for cell in chapter.cells if cell.cell_type == "code"}
+    exercises = {exercise.answer: exercise for exercise in chapter.exercises}
+    checks = {exercise.check for exercise in chapter.exercises}  # each runs with its answer
+    report = {"half-filled": ""}
+    for name, source in cells.items():
+        if name in exercises:
+            exercise, check = exercises[name], cells[exercises[name].check]
+            taken = pattern(chapter.exercises.index(exercise))
+            answers = {kind: answer_source(kind, exercise, source) for kind in KINDS}
+            for kind in KINDS:
+                if kind != taken:
+                    failure = in_copy(try_answer, shell, exercise, kind, answers[kind], check)
+                    report[f"{exercise.name} {kind}"] = failure
+            report["half-filled"] = try_answer(shell, exercise, taken, answers[taken], check)
+        elif name not in checks:
+            report["half-filled"] = run_cell(shell, name, source)
+        if report["half-filled"]:
             break
-    failures.update(collect(running))
-    return {"all solved": failure, **failures}
+    return report
 
 
 def new_shell():
@@ -75,61 +90,74 @@ def run_cell(shell, name: str, source: str) -> str:
     return f"cell {name!r}: {type(error).__name__}: {error}" if error else ""
 
 
-def start_copy(shell, cells: list, answer: str, exercise: Exercise) -> tuple[int, int]:
-    """Fork: the copy runs `cells`, the first replaced by `answer`. Returns its pid and a pipe with its report."""
+def try_answer(shell, exercise: Exercise, kind: str, answer: str, check: str) -> str:
+    """Run an answer and its check. Returns what is wrong with what the check did to the session, or ""."""
+    failure = run_cell(shell, exercise.answer, answer)
+    given, before = shell.user_ns.get(exercise.function), session(shell)
+    failure = failure or run_cell(shell, exercise.check, check)
+    if failure:
+        return failure
+    at, got = f"cell {exercise.check!r}", shell.user_ns[exercise.function]
+    if kind == "solved" and got is not given:
+        return f"{at}: check refused the solution"
+    if kind != "solved" and got is given:
+        return f"{at}: check gave back an answer that is not done, not the reference"
+    after = session(shell)
+    changed = [name for name in before | after if before.get(name) != after.get(name) and name != exercise.function]
+    return f"{at}: calling the answer changed {', '.join(sorted(changed))}" if changed else ""
+
+
+def session(shell) -> dict[str, object]:
+    """What later cells can see: the names with their objects, and the random states."""
+    names = {name: id(value) for name, value in shell.user_ns.items() if not name.startswith("_")}
+    states = {"the random state of Python": hash(random.getstate())}
+    if torch := sys.modules.get("torch"):
+        states["the random state of torch"] = hash(torch.random.get_rng_state().numpy().tobytes())
+    return {**names, **states}
+
+
+def in_copy(function, *args) -> str:
+    """Call the function in a fork of this process, and return the text that it returns there."""
     read_end, write_end = os.pipe()
     pid = os.fork()
-    if pid:
-        os.close(write_end)
-        return pid, read_end
-    report = "the copy ended without a report"
-    try:
-        report = run_rest(shell, cells, answer, exercise)
-    finally:
-        os.write(write_end, report.encode()[:60_000])
-        os._exit(0)
+    if pid == 0:
+        report = "the copy ended without a report"
+        try:
+            report = function(*args)
+        finally:
+            os.write(write_end, report.encode()[:60_000])
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        report = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return report
 
 
-def run_rest(shell, cells: list, answer: str, exercise: Exercise) -> str:
-    failure = run_cell(shell, exercise.answer, answer)
-    given = shell.user_ns.get(exercise.function)
-    for cell in cells[1:]:
-        failure = failure or run_cell(shell, cell.id, cell.source)
-        if cell.id == exercise.check and not failure and shell.user_ns[exercise.function] is given:
-            failure = f"cell {cell.id!r}: check returned the unfinished answer, not the reference"
-    return failure
-
-
-def collect(running: list[tuple[str, int, int]], leave: int = 0) -> dict[str, str]:
-    """Wait for the copies, oldest first, until `leave` are left, and read their reports."""
-    found = {}
-    while len(running) > leave:
-        variant, pid, read_end = running.pop(0)
-        with os.fdopen(read_end, "rb") as pipe:
-            found[variant] = pipe.read().decode()
-        os.waitpid(pid, 0)
-    return found
+def run_in_fresh_process(master: Path) -> tuple[Path, float, dict[str, str]]:
+    """Run one chapter as `--one`, in the folder of the chapters."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MI_COURSE_STATIC": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
+    env.pop("MI_COURSE_STRICT", None)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "tests.half_filled", "--one", str(master)]
+    done = subprocess.run(command, cwd=ROOT / "chapters", env=env, capture_output=True, text=True)
+    if done.returncode:
+        return master, time.perf_counter() - start, {"half-filled": f"the run ended with an error\n{done.stderr}"}
+    return master, time.perf_counter() - start, json.loads(done.stdout.splitlines()[-1])
 
 
 def main(names: list[str]) -> int:
-    """Run the named chapters (default: all), each in a fresh process in the folder of the chapters."""
+    """Run the named chapters (default: all), two at a time."""
     masters = find_masters(ROOT, names)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MI_COURSE_STATIC": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
-    env.pop("MI_COURSE_STRICT", None)
     bad = total = 0
-    for master in masters:
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "tests.half_filled", "--one", str(master)]
-        done = subprocess.run(command, cwd=ROOT / "chapters", env=env, capture_output=True, text=True)
-        if done.returncode:
-            print(done.stderr)
-            report = {"the run itself": "ended with an error, see above"}
-        else:
-            report = json.loads(done.stdout.splitlines()[-1])
-        for variant, failure in report.items():
-            print(f"{master.stem}: {variant}: {failure or 'runs to the end'}")
-        print(f"{master.stem}: {time.perf_counter() - start:.0f} s")
-        total, bad = total + len(report), bad + sum(map(bool, report.values()))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for master, seconds, report in pool.map(run_in_fresh_process, masters):
+            for variant, failure in report.items():
+                if failure:
+                    print(f"{master.stem}: {variant}: {failure}")
+            failed = sum(map(bool, report.values()))
+            print(f"{master.stem}: {seconds:.0f} s, {len(report)} variants, {failed or 'none'} failed", flush=True)
+            total, bad = total + len(report), bad + failed
     print(f"{bad} failed, {total - bad} passed" if total else "no chapter to run")
     return 1 if bad or not total else 0
 
