@@ -1,5 +1,8 @@
 """Ship a trained model: measure it, copy its files to the package's assets, record both in the manifest.
 
+Measured are the accuracy of every behaviour and the dials (`measured.json`), whether there are mechanisms to find
+(`teachable.json`), and, of the model as it was after its first stage, refusal, facts and languages (`text_alone.json`).
+
 python -m mi_course.world.ship FOLDER --name lab
 """
 
@@ -13,7 +16,8 @@ from pathlib import Path
 import mi_course as mi
 from mi_course import assets
 
-from . import measure
+from . import measure, teachable
+from .train import TEXT_ALONE
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -30,6 +34,9 @@ def ship(folder: Path, name: str, n: int = 1000) -> dict:
             shutil.copyfile(folder / file, out / file)
     (out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (out / "teachable.json").write_text(json.dumps(teachable.measure(model), indent=1) + "\n")
+    before = teachable.measure(mi.load(str(folder / TEXT_ALONE)), ("ii", "iii", "iv"))
+    (out / "text_alone.json").write_text(json.dumps(before, indent=1) + "\n")
     facts = {
         "parameters": sum(p.numel() for p in model.hf.parameters()),
         "tokens_seen": training["tokens_seen"],

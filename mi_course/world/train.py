@@ -27,6 +27,7 @@ MUON_LR, ADAM_LR, WEIGHT_DECAY = 1e-2, 3e-3, 0.01
 PROMPT_WEIGHT = 0.2
 LESSON_EVERY, LESSON_WEIGHT = 4, 1.0
 WARMUP = 100
+TEXT_ALONE = "text_alone"  # folder of the model as it was after the first stage
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,8 @@ def train(name: str, out: Path, seed: int = 0, state: Path | None = None, stages
         record |= {"lessons": lessons and lessons.state(), "random": torch.get_rng_state()}
         torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], **record}, partial)
         partial.replace(state)  # an interruption never leaves half a file
+        if step == stages[0].steps:
+            save(model, out / TEXT_ALONE)  # what text alone gives, to compare with
     bar.close()
     save(model, out)
     record = {
