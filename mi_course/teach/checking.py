@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
+import sys
+from contextlib import nullcontext, redirect_stderr
 from typing import Any
 
 from . import journal
@@ -28,19 +31,29 @@ def check(name: str, answer: Any) -> Any:
     not started  (the stub raises NotImplementedError) returns the package's reference implementation, and says so
     not yet      shows a diagnosis, returns the reference implementation, and says so
 
-    With `MI_COURSE_STRICT=1` raises CheckFailed unless done. Raises KeyError for an unknown name, and nothing else:
-    an answer that raises, changes its inputs or leaves hooks behind is diagnosed, and the model is left as it was.
+    In strict mode (`MI_COURSE_STRICT=1`, nbgrader) raises CheckFailed unless done. Raises KeyError for an unknown
+    name, and nothing else: an answer that raises, changes its inputs or leaves hooks behind is diagnosed, and the
+    model is left as it was.
     """
     exercise = get(name)
-    state, trouble = examine(exercise, answer)
-    card = _card(exercise, state, trouble)
+    with redirect_stderr(io.StringIO()) if strict() else nullcontext():  # nbgrader takes a warning for a failure
+        state, trouble = examine(exercise, answer)
+        card = _card(exercise, state, trouble)
     if strict():
         if state != "done":
+            _hand_over(answer, exercise.reference, sys._getframe(1).f_globals)
             raise CheckFailed(card.text())
     else:
         journal.note_check(name, state)
     display(card)
     return answer if state == "done" else exercise.reference
+
+
+def _hand_over(answer: Any, reference: Any, names: dict[str, Any]) -> None:
+    """Give the reference the names that hold the answer: a raising `check` returns nothing, and grading goes on after
+    it, so one missing answer would cost the points of all later ones that build on it."""
+    for name in [name for name, value in names.items() if value is answer and answer is not None]:
+        names[name] = reference
 
 
 def examine(exercise: Exercise, answer: Any, *, own: bool = False) -> tuple[str, NotYet | None]:

@@ -12,8 +12,11 @@ def _on(name: str) -> bool:
 
 
 def strict() -> bool:
-    """True with `MI_COURSE_STRICT=1`: checks raise. Solutions are executed, and work is graded, in this mode."""
-    return _on("MI_COURSE_STRICT")
+    """True with `MI_COURSE_STRICT=1`, and while nbgrader validates or grades: checks raise.
+
+    Solutions are executed, and work is graded, in this mode.
+    """
+    return _on("MI_COURSE_STRICT") or bool(os.environ.get("NBGRADER_EXECUTION"))
 
 
 def interactive() -> bool:

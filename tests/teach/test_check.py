@@ -3,6 +3,8 @@
 import copy
 import functools
 import random
+import sys
+import warnings
 
 import pytest
 import torch
@@ -68,6 +70,29 @@ def test_strict_mode_raises_unless_done(double, monkeypatch):
             check("toy.double", answer)
     monkeypatch.setenv("MI_COURSE_STRICT", "0")
     check("toy.double", stub)
+
+
+def test_while_nbgrader_grades_checks_raise_and_later_cells_have_the_reference(double, monkeypatch):
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    cells = {"check": check, "double": stub, "other": stub, "wrong": lambda x: x}
+    for line in ("double = check('toy.double', double)", "wrong = check('toy.double', wrong)"):
+        with pytest.raises(CheckFailed):
+            exec(line, cells)
+    assert {name for name, value in cells.items() if value is double.reference} == {"double", "other", "wrong"}
+
+
+def test_a_warning_costs_no_points(double, monkeypatch, capfd):
+    def careful(x):
+        warnings.warn("careful", stacklevel=1)
+        print("progress", file=sys.stderr)
+        return 2 * x
+
+    monkeypatch.setenv("MI_COURSE_STRICT", "1")
+    check("toy.double", careful)
+    assert "progress" not in capfd.readouterr().err  # nbgrader gives 0 points for anything on stderr
+    monkeypatch.delenv("MI_COURSE_STRICT")
+    check("toy.double", careful)
+    assert "progress" in capfd.readouterr().err
 
 
 def test_unknown_name_suggests(double):
