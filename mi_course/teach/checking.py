@@ -50,8 +50,10 @@ def check(name: str, answer: Any) -> Any:
 
 
 def _hand_over(answer: Any, reference: Any, names: dict[str, Any]) -> None:
-    """Give the reference the names that hold the answer: a raising `check` returns nothing, and grading goes on after
-    it, so one missing answer would cost the points of all later ones that build on it."""
+    """Give the reference the names of a notebook that hold the answer: a raising `check` returns nothing, and grading
+    goes on after it, so one missing answer would cost the points of all later ones that build on it."""
+    if names.get("__name__") != "__main__":  # called from a module
+        return
     for name in [name for name, value in names.items() if value is answer and answer is not None]:
         names[name] = reference
 

@@ -74,11 +74,14 @@ def test_strict_mode_raises_unless_done(double, monkeypatch):
 
 def test_while_nbgrader_grades_checks_raise_and_later_cells_have_the_reference(double, monkeypatch):
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
-    cells = {"check": check, "double": stub, "other": stub, "wrong": lambda x: x}
+    cells = {"__name__": "__main__", "check": check, "double": stub, "other": stub, "wrong": lambda x: x}
     for line in ("double = check('toy.double', double)", "wrong = check('toy.double', wrong)"):
         with pytest.raises(CheckFailed):
             exec(line, cells)
     assert {name for name, value in cells.items() if value is double.reference} == {"double", "other", "wrong"}
+    with pytest.raises(CheckFailed):
+        check("toy.double", stub)
+    assert stub is not double.reference  # a name of this module, not of a notebook
 
 
 def test_a_warning_costs_no_points(double, monkeypatch, capfd):
