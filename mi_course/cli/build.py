@@ -44,7 +44,7 @@ def run(args) -> int:
             problems.append(str(error))
     if args.check and not args.chapter:
         problems += strays(root)
-    problems += readme(root, write=not args.check) + cited(root, write=not args.check)
+    problems += readme(root, write=not args.check) + course(root, write=not args.check)
     report(args, masters, built, problems)
     return 1 if problems else 0
 
@@ -232,23 +232,28 @@ def readme(root: Path, write: bool) -> list[str]:
     )
 
 
-def cited(root: Path, write: bool) -> list[str]:
-    """Keep cited.json, where the paper explorer looks up the sections that cite a paper; without `write`, say if it is
-    out of date."""
-    file = root / "mi_course" / "teach" / "cited.json"
+def course(root: Path, write: bool) -> list[str]:
+    """Keep course.json, where the teaching layer looks up what cites a paper and which chapter has an exercise; without
+    `write`, say if it is out of date."""
+    file = root / "mi_course" / "teach" / "course.json"
     if not file.parent.is_dir():
         return []
-    index: dict[str, list] = {}
+    citations: dict[str, list] = {}
+    exercises: dict[str, list] = {}
     for master in find_masters(root, []):
         cells = jupytext.reads(master.read_text(encoding="utf-8"), fmt="py:percent").cells
         for key, headings in cited_by_section(cells).items():
-            index.setdefault(key, []).extend([master.stem, heading] for heading in headings)
-    rows = [f" {json.dumps(key)}: {json.dumps(places)}" for key, places in sorted(index.items())]
-    current = "{\n" + ",\n".join(rows) + "\n}\n"
+            citations.setdefault(key, []).extend([master.stem, heading] for heading in headings)
+        labels = [cell.metadata for cell in cells if "exercise" in cell.metadata]
+        exercises |= {label["exercise"]: [master.stem, label.get("minutes", 0)] for label in labels}
+    parts = {"citations": dict(sorted(citations.items())), "exercises": exercises}
+    rows = {name: [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in part.items()] for name, part in parts.items()}
+    blocks = [f" {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }" for name, lines in rows.items()]
+    current = "{\n" + ",\n".join(blocks) + "\n}\n"  # one line for each key
     stale = not file.exists() or file.read_text(encoding="utf-8") != current
     if stale and write:
         file.write_text(current, encoding="utf-8")
-    return ["mi_course/teach/cited.json is out of date; run `mi-course build`"] if stale and not write else []
+    return ["mi_course/teach/course.json is out of date; run `mi-course build`"] if stale and not write else []
 
 
 def strays(root: Path) -> list[str]:

@@ -10,16 +10,15 @@ A tag is what the survey's table says. Where that is known to be wrong, the tabl
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from .cards import Rich
+from .course import cited_in, title
 from .library import TAGS, Correction, Paper, library
 from .plots import Table
 from .settings import interactive
@@ -90,7 +89,7 @@ class Entry:
 
         A chapter is named once; section is "" where the whole chapter is meant.
         """
-        places = [(stem, heading) for stem, heading in cited_in().get(self.paper.key, [])]
+        places = cited_in(self.paper.key)
         for field in ("localizer", "steerer", "object", "scenario"):
             for stem in CHAPTERS.get(self.tag(field, corrected=True), []):
                 if stem not in [chapter for chapter, _ in places]:
@@ -107,13 +106,6 @@ def entries() -> tuple[Entry, ...]:
         for row in paper.rows
     ]
     return tuple(sorted(found, key=lambda entry: entry.row["n"]))
-
-
-@functools.cache
-def cited_in() -> dict[str, list[list[str]]]:
-    """Key -> [chapter, heading of the section] where it is cited. Written by `mi-course build`."""
-    file = files("mi_course.teach") / "cited.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def papers(*, words: str = "", corrected: bool = False, **where: str) -> PaperTable:
@@ -246,21 +238,15 @@ def _named(tag: str) -> str:
 
 
 def _place(stem: str, section: str) -> str:
-    return f"{_title(stem)}, {section}" if section else _title(stem)
+    return f"{title(stem)}, {section}" if section else title(stem)
 
 
 def _link(stem: str, section: str) -> str:
     """A link beside the notebook that shows it, where that chapter exists; else its title and that it is planned."""
     if not _ready(stem):
-        return escape(f"{_title(stem)} (planned)")
+        return escape(f"{title(stem)} (planned)")
     anchor = "#" + quote(section.replace(" ", "-")) if section else ""
     return f'<a href="{escape(stem)}.ipynb{anchor}">{escape(_place(stem, section))}</a>'
-
-
-def _title(stem: str) -> str:
-    from mi_course.cli.chapters import TABLE
-
-    return next(entry.heading for entry in TABLE if entry.stem == stem)
 
 
 def _ready(stem: str) -> bool:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from .cards import Rich
+from .course import exercise_places, title
 from .exercises import chapters, names
 
 __all__ = ["Progress", "forget", "note_check", "note_hint", "path", "progress"]
 
+STATES = ("not started", "not yet", "done")
 _session: dict[str, dict] = {}
 
 
@@ -69,16 +72,11 @@ def _note(name: str, **changes: Any) -> None:
         fresh.replace(file)
 
 
-def _tries(name: str) -> int:
-    tries = load().get(name, {}).get("tries", 0)
-    return tries if isinstance(tries, int) else 0
-
-
 def note_check(name: str, state: str) -> None:
     """Note the state of an exercise. What was done once stays done."""
-    if load().get(name, {}).get("state") == "done":
-        return
-    _note(name, state=state, tries=_tries(name) + (state != "not started"))
+    before = _sound(load().get(name))
+    if before["state"] != "done":
+        _note(name, state=state, tries=before["tries"] + (state != "not started"))
 
 
 def note_hint(name: str, n: int) -> None:
@@ -94,37 +92,80 @@ def forget() -> None:
             file.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One exercise and what the learner has done with it; `chapter` is "" while no built chapter has it."""
+
+    name: str
+    chapter: str
+    minutes: int
+    state: str
+    tries: int
+    hints: int
+
+
 class Progress(Rich):
-    """Exercises of every chapter with their state, as a table."""
+    """Every chapter with how much of it is done, and its exercises with their state, tries and hints seen."""
 
     def __init__(self) -> None:
-        kept = load()
-        self.rows = [
-            (chapter, name, kept.get(name, {}).get("state", "not started"), kept.get(name, {}).get("hints", 0))
-            for chapter in chapters()
-            for name in names(chapter)
-        ]
+        kept, places = load(), exercise_places()
+        known = [name for chapter in chapters() for name in names(chapter)]
+        known.sort(key=lambda name: list(places).index(name) if name in places else len(places))
+        self.rows = [Row(name, *places.get(name, ("", 0)), **_sound(kept.get(name))) for name in known]
+
+    @property
+    def chapters(self) -> dict[str, list[Row]]:
+        """Title of a chapter -> its exercises, in the order of the course."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            name = title(row.chapter) if row.chapter else f"{row.name.partition('.')[0]} (in no chapter yet)"
+            found.setdefault(name, []).append(row)
+        return found
 
     def summary(self) -> str:
-        done = sum(state == "done" for _, _, state, _ in self.rows)
-        return f"{done} of {len(self.rows)} exercises done"
+        left = [row for row in self.rows if row.state != "done"]
+        told = f"{len(self.rows) - len(left)} of {len(self.rows)} exercises done"
+        if not left:
+            return told
+        return f"{told}; about {sum(row.minutes for row in left)} minutes left; next: {left[0].name}"
 
     def text(self) -> str:
-        width = max([len(name) for _, name, _, _ in self.rows], default=0)
-        lines = [
-            f"  {name:<{width}}  {state}" + (f"  ({hints} of 3 hints)" if hints else "")
-            for _, name, state, hints in self.rows
-        ]
-        return "\n".join([self.summary(), *lines])
+        width = max([len(row.name) for row in self.rows], default=0)
+        lines = [self.summary()]
+        for chapter, rows in self.chapters.items():
+            lines.append(f"{chapter}: {_done(rows)}")
+            lines += [f"  {row.name:<{width}}  {_told(row)}" for row in rows]
+        return "\n".join(lines)
 
     def html(self) -> str:
-        left = "style='text-align:left'"
-        row = f"<tr><th scope='row' {left}>{{}}</th><td {left}>{{}}</td><td>{{}} of 3</td></tr>"
-        body = "".join(row.format(escape(name), escape(state), hints) for _, name, state, hints in self.rows)
-        head = "<tr><th scope='col'>exercise</th><th scope='col'>state</th><th scope='col'>hints seen</th></tr>"
-        return f"<table><caption>{self.summary()}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
+        parts = [f"<p><b>{escape(self.summary())}</b></p>"]
+        cell = "<td style='text-align:left;padding:.1em .8em'>{}</td>"
+        for chapter, rows in self.chapters.items():
+            body = "".join(f"<tr>{cell.format(escape(r.name))}{cell.format(escape(_told(r)))}</tr>" for r in rows)
+            head = f"<summary>{escape(chapter)}: {_done(rows)}</summary>"
+            opened = " open" if 0 < sum(row.state == "done" for row in rows) < len(rows) else ""
+            parts.append(f"<details{opened}>{head}<table><tbody>{body}</tbody></table></details>")
+        return f"<div>{''.join(parts)}</div>"
+
+
+def _done(rows: list[Row]) -> str:
+    return f"{sum(row.state == 'done' for row in rows)} of {len(rows)} done"
+
+
+def _told(row: Row) -> str:
+    more = [f"{row.tries} {'try' if row.tries == 1 else 'tries'}"] if row.tries else []
+    more += [f"{row.hints} of 3 hints"] if row.hints else []
+    return row.state + (f" ({', '.join(more)})" if more else "")
+
+
+def _sound(entry: Any) -> dict[str, Any]:
+    """State, tries and hints of an entry of the file, whatever someone wrote there."""
+    entry = entry if isinstance(entry, dict) else {}
+    count = {name: entry.get(name) for name in ("tries", "hints")}
+    count = {name: n if isinstance(n, int) and n > 0 else 0 for name, n in count.items()}
+    return {"state": entry.get("state") if entry.get("state") in STATES else "not started", **count}
 
 
 def progress() -> Progress:
-    """The map of what is done; shows itself as the last line of a cell."""
+    """The map of what is done, chapter by chapter; shows itself as the last line of a cell."""
     return Progress()

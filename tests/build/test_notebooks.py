@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from mi_course.cli import main
-from mi_course.cli.build import BuildError, build_chapter, cited, execute, output_problems
+from mi_course.cli.build import BuildError, build_chapter, course, execute, output_problems
 from mi_course.cli.master import read_master
 from mi_course.cli.notebooks import make_notebook, to_text
 from tests.build.conftest import EXPECTED, HINTS, STEM
@@ -245,17 +245,19 @@ def test_the_table_in_the_readme_is_written_and_checked(root, built_once, capsys
     assert main(["build", "--check", "--root", str(root)]) == 0
 
 
-def test_the_index_of_sections_that_cite_a_paper_is_written_and_checked(root, built_once, edit):
+def test_what_the_teaching_layer_looks_up_is_written_and_checked(root, built_once, edit):
     shutil.copytree(built_once, root, dirs_exist_ok=True)
     (root / "mi_course" / "teach").mkdir(parents=True)
-    file = root / "mi_course" / "teach" / "cited.json"
+    file = root / "mi_course" / "teach" / "course.json"
     cites = "[@other2023].\n# ## Later\n# `[@no_year]` [@known2024; @known2024]"
     edit("# Write `double(x)`.", f"# Write `double(x)` {cites}")
-    assert cited(root, write=False) != [] and not file.exists()
-    assert cited(root, write=True) == [] == cited(root, write=False)
-    assert json.loads(file.read_text()) == {
+    assert course(root, write=False) != [] and not file.exists()
+    assert course(root, write=True) == [] == course(root, write=False)
+    kept = json.loads(file.read_text())
+    assert kept["citations"] == {
         "known2024": [[STEM, "09 Vocabulary projection"], [STEM, "Later"]],
         "other2023": [[STEM, "What you will be able to do"]],
     }
+    assert kept["exercises"] == {"projection.double": [STEM, 8]}
     edit("[@other2023]", "")
-    assert "out of date" in cited(root, write=False)[0]
+    assert "out of date" in course(root, write=False)[0]

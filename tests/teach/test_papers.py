@@ -147,8 +147,8 @@ def test_every_paper_is_linked_to_chapters_that_teach_its_method():
 
 
 def test_a_cited_paper_is_linked_to_the_sections_that_cite_it(monkeypatch, tmp_path):
-    index = {"arditi2024refusal": [["00_pipeline", "4. Locate: a direction"]]}
-    monkeypatch.setattr("mi_course.teach.explorer.cited_in", lambda: index)
+    places = {"arditi2024refusal": [["00_pipeline", "4. Locate: a direction"]]}
+    monkeypatch.setattr("mi_course.teach.course._course", lambda: {"citations": places})
     shown = papers(words="arditi2024refusal")
     assert shown.entries[0].taught()[0] == ("00_pipeline", "4. Locate: a direction")
     assert 'href="00_pipeline.ipynb#4.-Locate%3A-a-direction"' in shown.html()

@@ -229,6 +229,37 @@ def test_strict_mode_writes_no_progress(double, own_progress, monkeypatch):
     assert not own_progress.exists()
 
 
+def test_progress_shows_every_chapter_in_the_order_of_the_course(double, own_progress, monkeypatch):
+    places = {"pipeline.null_band": ["09_vocabulary_projection", 7], "pipeline.head_effects": ["10_circuits", 12]}
+    monkeypatch.setattr("mi_course.teach.course._course", lambda: {"exercises": places})
+    entries = {
+        "pipeline.null_band": {"state": "done", "tries": 2, "hints": 1},
+        "pipeline.head_effects": {"state": "not yet", "tries": 1},
+    }
+    own_progress.parent.mkdir()
+    own_progress.write_text(json.dumps({"entries": entries}))
+    shown = progress()
+    assert list(shown.chapters)[:2] == ["09 Vocabulary projection", "10 Circuits"]
+    assert "pipeline (in no chapter yet)" in shown.chapters  # the other exercises of the group
+    for part in ("09 Vocabulary projection: 1 of 1 done", "10 Circuits: 0 of 1 done", "done (2 tries, 1 of 3 hints)"):
+        assert part in shown.text() and part in shown.html()
+    assert "not yet (1 try)" in shown.text()
+    assert (
+        f"1 of {len(shown.rows)} exercises done; about 12 minutes left; next: pipeline.head_effects" in shown.summary()
+    )
+    parsed(shown.html())
+
+
+@pytest.mark.parametrize("entry", [{}, {"state": 3, "tries": "x", "hints": [1]}, {"state": "<b>", "tries": -1}])
+def test_an_entry_that_someone_edited_does_no_harm(double, own_progress, entry):
+    own_progress.parent.mkdir()
+    own_progress.write_text(json.dumps({"entries": {"pipeline.null_band": entry, "toy.double": entry}}))
+    (row,) = [row for row in progress().rows if row.name == "pipeline.null_band"]
+    assert (row.state, row.tries, row.hints) == ("not started", 0, 0)
+    check("toy.double", lambda x: x)
+    assert json.loads(own_progress.read_text())["entries"]["toy.double"]["tries"] == 1
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"entries": 3}', '{"entries": {"toy.double": 1}}', "\x00"])
 def test_a_broken_file_is_set_aside(double, own_progress, content):
     own_progress.parent.mkdir()
