@@ -42,7 +42,7 @@ model
 # The **tokenizer** cuts a text into **tokens** and gives each its number, the **id**. In `lab` a token is a word; in GPT-2 or Llama it is a
 # word or a piece of one, often with the space before it. Every prompt starts with the token `<bos>` (beginning of sequence).
 #
-# Our running example is `retrieval`: a list of names with their codes, then a question about one name.
+# Our running example is `retrieval`: a list of names, each with a word, then a question about one name.
 
 # %% label="tokens" tags=["nbval-check-output"]
 tasks = {split: world.task("retrieval", split=split, n=n) for split, n in (("train", 800), ("test", 200))}
@@ -101,8 +101,9 @@ for word in ("paris", "nurse", "tennis", "granite", "hot", "7"):
     print(f"{word:8}", "  ".join(nearest(word)))
 
 # %% [markdown]
-# The model was never told that Paris and Rome are both cities. But a handful of neighbours proves little: one can always tell a story about
-# four words. The next exercise makes a number of it, and the cell after that gives the number a null.
+# Cities stand beside cities, jobs beside jobs: the model has learned it from how the words are used. But a handful of neighbours proves
+# little, since one can always tell a story about four words. The next exercise makes a number of it, and the cell after that gives the
+# number a **null**: what it would be if there were nothing to find.
 
 # %% [markdown] exercise="residual.category_margin" difficulty=2 minutes=8
 # ### Exercise: do categories hang together?
@@ -124,8 +125,8 @@ def category_margin(W, labels):
 category_margin = check("residual.category_margin", category_margin)
 
 # %% [markdown]
-# A null: shuffle the categories over the words. The words and the sizes of the categories stay as they are; only the meaning goes. The
-# second half of the cell asks whether "near" means "same meaning": how near are *opposites*, such as hot and cold?
+# The null here: shuffle the categories over the words. The words and the sizes of the categories stay as they are; only the meaning goes.
+# The second half of the cell asks whether "near" means "same meaning": how near are *opposites*, such as hot and cold?
 
 # %% label="category-null" tags=["nbval-check-output"]
 categories = [lexicon.CITIES, lexicon.COUNTRIES, lexicon.PROFESSIONS, lexicon.SPORTS, lexicon.DRINKS]
@@ -437,7 +438,7 @@ assert of_words == sorted(of_words) and of_words[-1] > 5 * of_words[0]
 # %% [markdown]
 # Lengths grow with depth, as they do in real models, there about exponentially ([@heimersheim2023residual]). Since every reader divides by
 # the size of the state, a write of fixed length counts for less and less as others are added. Two lessons: comparing the size of writes
-# *across* layers says little, and `<bos>`, at which nothing has to be predicted, should be kept out of averages.
+# *across* layers says little, and `<bos>`, which is the same in every prompt and behaves like no other token, should be kept out of averages.
 #
 # ## 4. What the final norm does
 # The prediction is read from $x^L$ in two steps: the **final norm**, and the **unembedding** $W_U$, `[d, V]`, which gives one **logit** per
@@ -467,8 +468,8 @@ layer_norm = check("residual.layer_norm", layer_norm)
 
 # %% [markdown]
 # The logit lens (survey, Eq. 16; chapter 09) reads a state of *any* layer as if it were the last. The survey prints it without the final
-# norm. How often does leaving it out change the winner? For each layer, the cell reads the most likely next word from four versions of the
-# state, and counts how often it differs from that of the full norm.
+# norm. How often does leaving it out change the winner? For each layer, the cell reads the most likely next word after no norm, after
+# centring, after dividing as well, after the gain as well, and counts how often it differs from that of the full norm.
 
 # %% label="ranking" tags=["nbval-check-output"]
 final = weights.unembedding(model)
@@ -498,7 +499,7 @@ for l in range(L + 1):
     print(f"x{l}   " + "".join(f"{share:10.3f}" for share in changed[-1]) + f"{itself:12.3f}")
 assert E.tied and (full - logits).abs().max() < 1e-3
 assert all(row[1] == row[2] for row in changed), "dividing a state by one number cannot change its ranking"
-assert changed[-1][0] > 0.01
+assert changed[-1][3] > 0.01 and abs(changed[-1][0] - changed[-1][1]) < 0.01
 
 # %% [markdown]
 # Read the last row: without the norm, Eq. 16 disagrees with the model at the model's *own last layer*. The columns say which part is to
@@ -538,7 +539,7 @@ def attribution(writes, gain, bias, direction, eps=1e-5):
 attribution = check("residual.attribution", attribution)
 
 # %% [markdown]
-# Applied to the difference between the logit of the right code (**target**) and that of another code of the list (**foil**), for 200
+# Applied to the difference between the logit of the right word (**target**) and that of another word of the list (**foil**), for 200
 # prompts. Beside the exact sum, three ways to get it wrong.
 
 # %% label="logit-sum" tags=["nbval-check-output"]
@@ -574,15 +575,15 @@ assert all((total - truth).abs().max() > 0.05 for name, total in sums.items() if
 #
 # ## 5. Which writes matter?
 # The ten largest direct contributions, averaged over the prompts. The null asks what such a number is worth: for the same writes, replace
-# target and foil by two *random* codes, 20 times.
+# target and foil by two *random* answer words, 20 times. Its band is the mean -+ 2 standard deviations (s.d.) of the draws.
 
 # %% label="which-writes"
 mean = values.mean(1)
 top = mean.abs().topk(10).indices.tolist()
-generator, codes = torch.Generator().manual_seed(0), test.target_ids(model).unique()
+generator, pool = torch.Generator().manual_seed(0), test.target_ids(model).unique()
 null = []
 for _ in range(20):
-    a, b = (codes[torch.randint(len(codes), (len(test),), generator=generator)] for _ in range(2))
+    a, b = (pool[torch.randint(len(pool), (len(test),), generator=generator)] for _ in range(2))
     null.append(attribution(writes, norm.gain, norm.bias, W_U.T[a] - W_U.T[b], norm.eps).mean(1)[top])
 show(
     bars(
@@ -591,7 +592,7 @@ show(
     ),
     alt="Ten bars of direct logit attribution. FFNs of the later layers and one or two attention heads stand "
     "out, far outside the null band around zero.",
-    reading="Grey: the same writes, random pairs of codes. Starred bars lie outside the band.",
+    reading="Grey: the same writes, random pairs of words. Starred bars lie outside the band.",
 )
 best = next(i for i in top if names[i].startswith("L"))
 print(f"largest head: {names[best]} with {mean[best]:+.2f} of {truth.mean():.2f} logits in all")
@@ -640,7 +641,7 @@ some = test.subset(60)
 sites = [*causal.heads(model), *causal.ffns(model)]
 lost = -torch.tensor(causal.ablate_each(model, some, sites).values, dtype=torch.float32)
 index = [names.index(site.removesuffix(".z")) for site in sites]
-direct, size = mean[index], writes[index].norm(dim=-1).mean(1)
+direct, size = values[index, : len(some)].mean(1), writes[index, : len(some)].norm(dim=-1).mean(1)
 correlation = torch.corrcoef(torch.stack([direct, lost]))[0, 1].item()
 print("component   lost when zero   direct   length")
 for i in lost.abs().argsort(descending=True)[:7].tolist():
@@ -840,20 +841,20 @@ assert board["constant_bias"][1] == 0.5 and average[2] > band.high > average[0]
 
 # %% [markdown]
 # With four small models the null band is wide, and only ablation lies clearly outside. Look at the rows instead, where the reasons are
-# exact. Length fails wherever someone else writes more than those who matter. Direct attribution fails on `induction` and `constant_bias`,
+# exact. Length fails where others write as much as those who matter, or more. Direct attribution fails on `induction` and `constant_bias`,
 # where a needed head is read by another component and adds nothing to a logit itself. Ablation sees that, but on `constant_bias` it also
 # blames the head that writes the same on every prompt. Chapter 11 returns to the comparison.
 #
 # ## 8. What the survey says, and where it is loose
-# - **Eq. 2 and 3 have no norms** (audit A1). Section 2 above: off by more than the write itself in most layers, and the whole model without
+# - **Eq. 2 and 3 have no norms**. Section 2 above: off by more than the write itself in most layers, and the whole model without
 #   norms agrees with `lab` no more than chance.
 # - **Below Eq. 3** both branches are fed with $x^l$. That contradicts Eq. 3 and describes parallel blocks: the cell `parallel` shows which
 #   model does what. Gemma 2 puts further norms *after* the branches; there a write is what comes out of that norm.
-# - **The prediction as a sum of component outputs** (section 2.2, audit A2): exact for $x^L$. For a logit it is exact only with the frozen
+# - **The prediction as a sum of component outputs** (section 2.2): exact for $x^L$. For a logit it is exact only with the frozen
 #   scale, and says what is added directly, not what is caused (sections 4 and 5).
-# - **Eq. 1** (audit A3): with RoPE $p_i = 0$, but position is still known. Some models multiply $W_E$ by $\sqrt d$; tied models use $W_E$ twice.
+# - **Eq. 1**: with RoPE $p_i = 0$, but position is still known. Some models multiply $W_E$ by $\sqrt d$; tied models use $W_E$ twice.
 #   The biases $b_O$ appear nowhere, and the sum is wrong without them.
-# - **Eq. 16 has no final norm** (audit A27). It disagrees with the model at the last layer; in `lab` through gain and bias, not centring.
+# - **Eq. 16 has no final norm**. It disagrees with the model at the last layer; in `lab` through gain and bias, not centring.
 #
 # ## 9. Papers that use this
 # - the stream as memory, virtual weights: [@elhage2021mathematical]
