@@ -175,7 +175,7 @@ def test_quality_of_known_reconstructions():
                          ids=lambda o: o["kind"])
 def test_train_does_not_depend_on_the_scale_of_the_states(options):
     """States 50 times as large: 50 times the activations, thresholds and biases; same features, same quality."""
-    one, large = (train(x, 40, **options, steps=60, seed=1) for x in (X, 50 * X))
+    one, large = (train(x, 40, **options, steps=30, seed=1) for x in (X, 50 * X))
     assert torch.allclose(50 * one.encode(X), large.encode(50 * X), atol=2e-2)
     for name, value in one.quality(X).items():
         assert large.quality(50 * X)[name] == pytest.approx(value, abs=2e-3)
