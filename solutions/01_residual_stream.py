@@ -308,6 +308,9 @@ assert min(errors["as printed"]) > 0.3 and min(errors["gains folded"]) > 0.3
 assert max(errors["one scale"]) < min(max(errors["as printed"]), max(errors["gains folded"]))
 
 # %% [markdown]
+# The last column is worth a second look: replacing each token's own scale by one constant costs little. So a norm is not far from a linear
+# map, which will make section 4 useful: there we hold the scale fixed.
+#
 # And the whole model without norms (gains folded, final norm kept)? The cell counts how often it predicts the same next word as `lab`. The
 # control says how often two predictions agree that have nothing to do with each other: those at randomly paired tokens.
 
