@@ -10,6 +10,7 @@ Mistakes that fit every exercise (nothing returned, an exception, ...) are made 
 
 import dis
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,3 +166,21 @@ def test_no_mutant_of_a_right_answer_survives(name):
     tried = [(f"{a.__name__}, {what}", mutant) for a in plain for what, mutant in mutants(a)]
     assert len(tried) >= 3, "give right answers as plain functions, with operators or numbers in them"
     assert {what for what, mutant in tried if examine(exercises.get(name), mutant)[0] == "done"} == set(same)
+
+
+# --- these tests can fail --------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_answer_that_survives_fails_the_tests():
+    name = NAMES[0]
+    right = list(answers("RIGHT", name))[0]
+    with pytest.raises(AssertionError, match="this wrong answer survived"):
+        test_wrong_answers_are_diagnosed(name, right, "")
+
+
+def test_a_check_that_lets_mutants_live_fails_the_tests(monkeypatch):
+    name = "pipeline.mean_difference"
+    weak = replace(exercises.get(name), probes=lambda: iter(()))
+    monkeypatch.setattr(exercises, "get", lambda asked: weak)
+    with pytest.raises(AssertionError):
+        test_no_mutant_of_a_right_answer_survives(name)
