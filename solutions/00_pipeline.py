@@ -357,7 +357,7 @@ assert refused_with >= 0.95
 
 # %% label="text_alone" tags=["nbval-check-output"]
 before = json.loads((assets.path("lab") / "text_alone.json").read_text())["ii"]
-left = before["validation, ablated"]
+left = {site: row["ablated"] for site, row in before["validation"].items()}
 print(f"after text alone: harmful refused {before['harmful refused']['rate']:.2f}")
 print(f"{len(left)} directions (layer and position) removed, one at a time:", end=" ")
 print(f"at least {min(left.values()):.2f} still refused")
