@@ -31,7 +31,7 @@ from mi_course.locate import causal
 from mi_course.models import weights as parts
 from mi_course.objects import Scores, weights
 from mi_course.objects.decompose import decompose_residual
-from mi_course.teach import Question, bars, check, curves, heatmap, quiz, show
+from mi_course.teach import Question, bars, check, circuitsvis, curves, heatmap, quiz, show
 from mi_course.world import compiled
 from mi_course.world.generate import COPY_WORDS
 
@@ -370,7 +370,7 @@ assert torch.allclose(theirs, h.W_OV.T)
 # A pattern is a picture; a score makes it a number. The magnitude scores of this section need no intervention, only a run (survey,
 # section 3.1). Each asks which share of a head's attention falls on one kind of token, on the mean over all queries:
 #
-# | kind of head | looks at | site of the question, for `a b c a` at the last `a` |
+# | kind of head | looks at | in `<bos> a b c a`, from the last `a` |
 # |---|---|---|
 # | previous token | the token before | `c` |
 # | duplicate token | earlier copies of the current token | the first `a` |
@@ -433,8 +433,9 @@ assert induction and induction_score[induction[0]] > 10 * am.uniform_mass(
 )
 
 # %% [markdown]
-# The grid shows prefix matching of all heads; below it, the pattern of the best head on one sequence of six words read twice. A stripe
-# parallel to the diagonal is what to look for: from each word of the second half back to the word *after* its first occurrence.
+# The grid shows prefix matching of all heads. Below it are two patterns on six words read twice: that of the best previous-token head, and
+# that of the best induction head. Look for stripes. One step below the diagonal is the token before. A stripe in the lower half, one step to
+# the *right* of the earlier copies, is induction. Where an induction head has nothing to match, in the first half, it often rests on `<bos>`.
 
 # %% label="induction-pattern"
 show(
@@ -449,21 +450,16 @@ show(
     "the others near zero.",
     reading="A few heads look at the token after an earlier copy; most hardly ever do.",
 )
-short = am.repeated_sequences(model, COPY_WORDS, length=6, n=1, seed=3)
-labels = model.tokens(short[0])
-show(
-    heatmap(
-        mi.record(model, short, f"{induction[0]}.pattern")[f"{induction[0]}.pattern"][0],
-        labels,
-        labels,
-        xlabel="looks at (key)",
-        ylabel="query",
-        title=f"Pattern of {induction[0]}",
-    ),
-    alt="Heat map of one pattern, 13 tokens by 13. In the second half a stripe runs parallel to the "
-    "diagonal, one place above the earlier copies; in the first half the attention rests elsewhere.",
-    reading="Rows are queries, the last one on top. The stripe lies one step past the copies: that is "
-    "induction.",
+six_words = am.repeated_sequences(model, COPY_WORDS, length=6, n=1, seed=3)
+LIVE = False  # True: an interactive view, if the package circuitsvis is installed
+pair = [before, induction[0]]
+shown = mi.record(model, six_words, [f"{name}.pattern" for name in pair])
+circuitsvis(
+    model.tokens(six_words[0]),
+    torch.stack([shown[f"{name}.pattern"][0] for name in pair]),
+    alt="Rows are queries, columns the tokens that they look at.",
+    heads=pair,
+    live=LIVE,
 )
 
 # %% [markdown]
@@ -591,6 +587,7 @@ assert set(induction) & set(effects.top(3, by="negative"))
 
 # %% [markdown]
 # Now all induction heads together, on the **test** split, beside the null band: as many random heads, drawn twenty times from all others.
+# For comparison, as many heads of two other kinds: those that look most at the previous token, and those that look most at `<bos>`.
 
 
 # %% label="ablate-together"
@@ -608,8 +605,8 @@ others = [name for name in names if name not in induction]
 whole = without([])
 sets = {
     "induction heads": induction,
-    "as many previous-token heads": [name for name in previous.top(24) if name in others][:n],
-    "as many that rest on <bos>": [name for name in first.top(24) if name in others][:n],
+    "previous-token heads": [name for name in previous.top(24) if name in others][:n],
+    "heads that rest on <bos>": [name for name in first.top(24) if name in others][:n],
 }
 silenced = {label: without(heads) for label, heads in sets.items()}
 draws = [without(rng.sample(others, n)) for _ in range(20)]
@@ -636,8 +633,14 @@ print(
 )
 found = silenced["induction heads"]
 assert not band.contains(found[0] - whole[0]) and found[1] < min(d[1] for d in draws)
+assert band.contains(silenced["heads that rest on <bos>"][0] - whole[0])
+assert not band.contains(silenced["previous-token heads"][0] - whole[0])
 
 # %% [markdown]
+# Without the induction heads hardly a word is right, and no random set comes near. The names hold: they were given by where the heads look,
+# and the ablation confirms what they are for. Heads that rest on `<bos>` can go. The previous-token heads cannot go unpunished, although they
+# never look at the word that has to be copied. The next section says why.
+#
 # ## 7. Two heads, one circuit
 # How can a head find "the token after an earlier copy"? Its key at that token must say *what came before it*. The embedding of a token
 # does not say that; another head has to write it there first: a previous-token head in an earlier layer. When the keys of a later head
@@ -820,6 +823,29 @@ print(
 assert drop[hit] < rest.low
 
 # %% [markdown]
+# The same shows word by word. Look again at the two patterns of section 4: where the stripe of the induction head is broken, did the
+# previous-token head look elsewhere at the right key? Here is the answer for all words of the second halves.
+
+# %% label="word-by-word" tags=["nbval-check-output"]
+pair = mi.record(model, rows, [f"{before}.pattern", f"{induction[0]}.pattern"])
+right_key = queries - half + 1
+told = pair[f"{before}.pattern"][
+    :, right_key, right_key - 1
+].flatten()  # did the key learn what came before it?
+match = pair[f"{induction[0]}.pattern"][:, queries, right_key].flatten()
+link = torch.corrcoef(torch.stack([told, match]))[0, 1].item()
+shuffled = [
+    torch.corrcoef(torch.stack([told, match[torch.randperm(len(match), generator=g)]]))[0, 1].item()
+    for _ in range(50)
+]
+print(
+    f"prefix matching where {before} looked one back with more than 0.7: {match[told > 0.7].mean():.2f}"
+)
+print(f"prefix matching where it did so with less than 0.3:           {match[told < 0.3].mean():.2f}")
+print(f"correlation over {len(match)} words {link:.2f}; shuffled, at most {max(shuffled):.2f}")
+assert link > max(shuffled) and match[told > 0.7].mean() > match[told < 0.3].mean()
+
+# %% [markdown]
 # ## 8. The scoreboard
 # In `lab` we found heads with methods that we wanted to test. For a fair test the truth must come from elsewhere. `compiled.induction` is a
 # GPT-2 of two layers whose weights were set by hand: L0H0 writes the previous token into each token, L1H0 matches and copies. Two more heads
@@ -909,16 +935,18 @@ show(
         auroc,
         null=shuffles,
         xlabel="AUROC",
-        title=f"Which score finds the {len(needed)} heads that copying needs?",
+        title=f"Finding the {len(needed)} heads that copying needs",
     ),
     alt="Bars of the AUROC of seven scores for finding the needed heads, beside the wide null band around"
     " 0.5.",
     reading="Inside the band: no better than chance. 1 would be perfect.",
 )
-print(
-    "needed:",
-    ", ".join(f"{name} {effects[name]:+.1f}" for name in sorted(needed, key=lambda n: effects[n])),
-)
+named = [n for n in names if max(previous[n], duplicate[n], induction_score[n]) > 0.5]
+for name in sorted(needed, key=lambda n: effects[n]):
+    print(
+        f"needed: {name} {effects[name]:+.1f}",
+        "" if name in named else "  (no attention score above 0.5)",
+    )
 sharp = {
     name: max(scores[name] for scores, _ in kinds.values())
     for name in names
@@ -934,9 +962,18 @@ print(
     f"{induction[0]} for comparison: {induction_score[induction[0]]:.2f} (induction); silencing it: "
     f"{effects[induction[0]]:+.2f}"
 )
-assert abs(effects[idle]) < 0.2 * abs(effects[induction[0]])
+assert (
+    abs(effects[idle]) < 0.2 * abs(effects[induction[0]])
+    and induction[0] in needed
+    and before in needed
+)
+assert max(auroc.values()) < null_band(shuffles).high and not set(needed) <= set(named)
 
 # %% [markdown]
+# The attention scores found the most important heads, and the story about them is true. But as a list of *all* heads that the task needs
+# they are hardly better than chance: most kinds of work have no name here, and a sharp pattern may be idle. Use them to form a hypothesis,
+# and an ablation to test it.
+#
 # ## 9. Rotary positions and grouped heads
 # `lab-llama` read the same world with the architecture of Llama. Two things change. First, **RoPE** ([@su2021roformer]): positions are not
 # added to the stream; instead queries and keys are *rotated* by an angle that grows with the position. The score of a pair then depends on
