@@ -53,7 +53,7 @@ def test_each_latent_stands_for_one_feature():
 
 
 def test_the_matching_is_near_the_best_possible(fitted):
-    """Against the Hungarian algorithm: as good on trained SAEs; never worse than half, which greedy matching promises."""
+    """Against the Hungarian algorithm: as good on trained SAEs; never below half, as greedy matching promises."""
     def best(sae):
         similar = cosines(F, sae.W_dec)
         return similar[linear_sum_assignment(similar, maximize=True)].mean().item()
