@@ -61,14 +61,16 @@ def sae(name: str, model=None) -> SAE:
 def make(model, out: Path, recipes: dict[str, dict] | None = None, n: int = 300, **training) -> dict[str, dict]:
     """Train the SAEs of `recipes` on `model`, write them and `measured.json` to the folder `out`; returns the latter.
 
-    n: training documents of each domain; a fifteenth as many are held out to measure. training: overrides of `TRAINING`. An SAE that is there already, for this
-    model and recipe, is kept: an interrupted run goes on where it stopped.
+    n: training documents of each domain; a fifteenth as many are held out to measure.
+    training: overrides of `TRAINING`.
+    An SAE that is there already, for this model and recipe, is kept: an interrupted run goes on where it stopped.
     """
     recipes, training = recipes or RECIPES, TRAINING | training
     out.mkdir(parents=True, exist_ok=True)
     file = out / "measured.json"
     done = json.loads(file.read_text()) if file.exists() else {}
-    train_texts, test_texts = (_flat(documents(split, n=k, seed=17)) for split, k in (("train", n), ("test", max(1, n // 15))))
+    train_texts = _flat(documents("train", n=n, seed=17))
+    test_texts = _flat(documents("test", n=max(1, n // 15), seed=17))
     fingerprint, x = model.fingerprint(), {}
     for name, recipe in recipes.items():
         site = name.partition("-")[0]
