@@ -15,7 +15,7 @@ from mi_course.cli.citations import with_links, works_cited
 from mi_course.cli.master import QUIZ_CALL, REGION, STUB, Chapter, Exercise, slug
 
 # What these print differs between a learner's run and ours, or is a picture, which nbval cannot compare.
-DISPLAYS = re.compile(r"^[^#\n]*\b(show|quiz|check|slider)\(", re.MULTILINE)
+DISPLAYS = re.compile(r"^[^#\n]*\b(show|quiz|check|steering_slider|circuitsvis|papers|progress)\(", re.MULTILINE)
 COMPARED, NOT_COMPARED = "nbval-check-output", "nbval-ignore-output"
 
 

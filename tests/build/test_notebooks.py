@@ -10,7 +10,7 @@ import pytest
 from mi_course.cli import main
 from mi_course.cli.build import BuildError, build_chapter, course, execute, output_problems
 from mi_course.cli.master import read_master
-from mi_course.cli.notebooks import make_notebook, to_text
+from mi_course.cli.notebooks import DISPLAYS, make_notebook, to_text
 from tests.build.conftest import EXPECTED, HINTS, STEM
 
 # nbgrader's own schema, version 3: these keys and no others.
@@ -94,6 +94,7 @@ def test_cells_with_displays_are_not_compared_and_quiz_sources_are_hidden(chapte
     tags = {name: cell.metadata.get("tags", []) for name, cell in chapter.items() if cell.cell_type == "code"}
     assert tags["projection-double-check"] == ["nbval-ignore-output"]
     assert ["nbval-check-output"] in tags.values()
+    assert DISPLAYS.search("texts = steering_slider(model)") and not DISPLAYS.search("# show(\nshowing(x)")
     (quiz,) = [cell for cell in chapter.values() if cell.source.startswith("quiz(")]
     assert quiz.metadata.jupyter.source_hidden is True
 
