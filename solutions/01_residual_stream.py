@@ -875,20 +875,19 @@ assert board["constant_bias"][1] == 0.5 and average[2] > band.high > average[0]
 # %% label="real" tags=["nbval-check-output"]
 def accounts(m, prompts):
     """Print whether the sums hold for the model `m` on these prompts."""
-    names, writes = last_writes(m, prompts)
-    x = mi.record(m, prompts, [f"x{m.n_layers}@-1"])[f"x{m.n_layers}@-1"]
-    winner = m.last_logits(prompts).argmax(-1)
-    direct = direct_logit_attribution(m, prompts, winner.tolist())
-    state = ((writes.sum(0) - x).abs().max() / x.abs().max()).item()
+    parts = decompose_residual(m, prompts)
+    state = ((parts.writes.sum(0) - parts.total).abs().max() / parts.total.abs().max()).item()
+    direct = direct_logit_attribution(m, prompts, m.last_logits(prompts).argmax(-1).tolist())
     logit = ((direct.values.sum(0) - direct.logits).abs().max() / direct.logits.abs().max()).item()
-    other = ((x @ weights.unembedding(m).W_U).argmax(-1) != winner).float().mean().item()
-    print(f"{m.name}: {len(names)} writes; sums hold: state {state < 1e-4}, logit {logit < 1e-4};", end=" ")
+    batch = m.tokenize(prompts)
+    read, winner = parts.total @ weights.unembedding(m).W_U, m(batch).argmax(-1)
+    other = (read.argmax(-1) != winner)[batch.mask.bool()].float().mean().item()
+    print(f"{m.name}: {len(parts.names)} writes; sums hold: state {state < 1e-4}, logit {logit < 1e-4};", end=" ")
     print(f"other winner without the final norm: {other:.2f}")
     return state < 1e-4 and logit < 1e-4
 
 
-mixed = [text for name in ("facts", "ioi", "copying") for text in world.task(name, n=40).prompts]
-assert accounts(model, mixed) and accounts(llama, mixed)
+assert accounts(model, documents) and accounts(llama, documents)
 REAL = None  # for example "gpt2" or "EleutherAI/pythia-160m"; needs the network once
 if REAL is None:
     print("skipped: REAL is not set. Everything above ran on the shipped models.")
