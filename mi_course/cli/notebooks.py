@@ -115,7 +115,10 @@ def colab_cells(stem: str, repository: str) -> list[NotebookNode]:
 def repository_setting(root: Path) -> str:
     """`owner/name` from `[tool.mi-course] repository` in pyproject.toml; empty while it is not set."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    return settings.get("tool", {}).get("mi-course", {}).get("repository", "")
+    repository = settings.get("tool", {}).get("mi-course", {}).get("repository", "")
+    if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f'[tool.mi-course] repository is {repository!r}; write "owner/name", without an address')
+    return repository
 
 
 def to_text(notebook: NotebookNode) -> str:

@@ -108,6 +108,20 @@ def test_colab_cells_appear_only_when_the_repository_is_set(master):
     assert [cell.id for cell in cells[2:]] == [cell.id for cell in plain.cells]
 
 
+def test_one_setting_adds_the_colab_cells_to_both_notebooks(root, master, built_once, capsys):
+    shutil.copytree(built_once, root, dirs_exist_ok=True)
+    (root / "pyproject.toml").write_text('[tool.mi-course]\nrepository = "owner/course"\n')
+    assert main(["build", "--check", "--root", str(root)]) == 1
+    build_chapter(master, root)
+    assert main(["build", "--check", "--root", str(root)]) == 0
+    for folder in ("chapters", "solutions"):
+        notebook = nbformat.read(root / folder / f"{STEM}.ipynb", as_version=4)
+        assert [cell.id for cell in notebook.cells[:2]] == ["colab-badge", "colab-install"]
+    (root / "pyproject.toml").write_text('[tool.mi-course]\nrepository = "https://example.org/owner/course"\n')
+    assert main(["build", "--check", "--root", str(root)]) == 1
+    assert 'write "owner/name"' in capsys.readouterr().err
+
+
 def test_build_stores_outputs_in_the_solution_only(root, master):
     assert main(["build", "--root", str(root)]) == 0
     chapter = nbformat.read(root / "chapters" / f"{STEM}.ipynb", as_version=4)
