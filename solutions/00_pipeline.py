@@ -360,12 +360,12 @@ before = json.loads((assets.path("lab") / "text_alone.json").read_text())["ii"]
 left = {site: row["ablated"] for site, row in before["validation"].items()}
 print(f"after text alone: harmful refused {before['harmful refused']['rate']:.2f}")
 print(f"{len(left)} directions (layer and position) removed, one at a time:", end=" ")
-print(f"at least {min(left.values()):.2f} still refused")
-assert before["harmful refused"]["rate"] > 0.95 and min(left.values()) > 0.9
+print(f"the best leaves {min(left.values()):.2f} refused")
+assert before["harmful refused"]["rate"] > 0.95 and min(left.values()) > 0.5
 
 # %% [markdown]
-# Removing any of these directions did nothing then. The number does not say why: refusal may have been spread over several directions, or
-# nothing along the direction may not have meant "grant it". So `lab` is a model organism, a place where the answer is known,
+# No direction did then what the x4 direction does now: most refusals stayed. The number does not say why: refusal may have been spread over
+# several directions, or nothing along the direction may not have meant "grant it". So `lab` is a model organism, a place where the answer is known,
 # and no proof of how language models work. In real models the picture lies between: one direction in [@arditi2024refusal], several in
 # [@pan2025the].
 #

@@ -1,8 +1,9 @@
 """Lessons: training through interventions, so that three behaviours of the lab model have a mechanism to be found.
 
-A model trained on text alone learns the behaviours, but not in a form that can be found: no single direction removes
-refusal, facts go from the name tokens straight to the last token, few neurons decide the language. That is measured on
-the shipped model itself, as it was after its first stage: `assets/lab/text_alone.json`. The later stages therefore add,
+A model trained on text alone learns the behaviours, but not in a form that is easy to find. That is measured on the
+shipped model itself, as it was after its first stage (`assets/lab/text_alone.json`): the best of 15 directions leaves
+most refusals standing, restoring the last subject token brings back little of a fact, and the language neurons of
+some languages move few answers. The later stages therefore add,
 to the ordinary loss, interchange intervention training (Geiger et al. 2022, "Inducing causal structure for
 interpretable neural networks"): the model runs under an intervention and is trained to answer as if the mechanism were
 the one we want. Nothing else is fixed: which neurons, heads and weights do it is left to training.
