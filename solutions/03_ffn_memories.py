@@ -14,8 +14,8 @@
 # - read a neuron by its contexts, by its value, and as a detector, each against chance
 # - recognise a neuron with several meanings
 #
-# **The claim.** An FFN is exactly a sum of neurons, activation times value. In `lab`, a fact of the world is written by some tens of
-# neurons out of thousands; removing them removes the fact, in other wordings too, and leaves other facts almost alone (survey, section 2.4).
+# **The claim.** An FFN is exactly a sum of neurons, activation times value. In `lab`, a fact of the world is written mainly by some tens of
+# neurons out of thousands; removing them breaks the fact, in other wordings too, and leaves other facts almost alone (survey, section 2.4).
 
 # %% label="setup"
 import copy
@@ -323,7 +323,7 @@ read_memory = check("neurons.read_memory", read_memory)
 
 # %% label="read_table" tags=["nbval-check-output"]
 E, W_U = weights.embedding(tiny).W_E, folded_unembedding(tiny)[0]
-keys, values = neuron_keys(tiny, 0), neuron_values(tiny, 0)
+K, V = neuron_keys(tiny, 0), neuron_values(tiny, 0)
 readers = {
     "straight through the unembedding": W_U,
     "through L1H0, then the unembedding": head(tiny, 1, 0).W_OV @ W_U,
@@ -332,18 +332,15 @@ readers = {
 
 def facts_found(values, U):
     """How many facts of the table are among the pairs that the neurons give."""
-    inputs, outputs = read_memory(keys, values, E, U)
-    pairs = set(
-        zip(tiny.tokenizer.convert_ids_to_tokens(inputs), tiny.tokenizer.convert_ids_to_tokens(outputs))
-    )
-    return len(pairs & set(table.items()))
+    words = [tiny.tokenizer.convert_ids_to_tokens(ids) for ids in read_memory(K, values, E, U)]
+    return len(set(zip(*words)) & set(table.items()))
 
 
 for name, U in readers.items():
-    shuffled = [facts_found(values[torch.randperm(len(values), generator=generator)], U) for _ in range(50)]
-    print(f"{name:36} {facts_found(values, U)} of {len(table)} facts   shuffled: {sum(shuffled) / 50:.1f}")
-assert facts_found(values, readers["through L1H0, then the unembedding"]) == len(table)
-assert facts_found(values, W_U) == 0
+    shuffled = [facts_found(V[torch.randperm(len(V), generator=generator)], U) for _ in range(50)]
+    print(f"{name:36} {facts_found(V, U)} of {len(table)} facts   shuffled: {sum(shuffled) / 50:.1f}")
+assert facts_found(V, readers["through L1H0, then the unembedding"]) == len(table)
+assert facts_found(V, W_U) == 0
 
 # %% [markdown]
 # All facts, or none: a value is written in whatever code its *readers* use. Reading it with the unembedding presupposes that the output is
@@ -353,26 +350,22 @@ assert facts_found(values, W_U) == 0
 # ranks above a decoy; 0.5 is guessing).
 
 # %% label="scoreboard_known" tags=["nbval-check-output"]
-sites = [f"L0N{j}" for j in range(len(keys))]
+sites = [f"L0N{j}" for j in range(len(K))]
 truth = [site for site in known.answer if site in sites]
 fired = mi.record(tiny, known.task.prompts, ["neurons0"])["neurons0"]
+direct = neurons.direct_contributions(tiny, known.task.prompts, known.task.targets)
 rankings = {
     "activation, mean |s|": fired.abs().mean((0, 1)),
-    "size of the write, |s| |v|": fired.abs().mean((0, 1)) * values.norm(dim=1),
-    "direct contribution to the answer": neurons.direct_contributions(
-        tiny, known.task.prompts, known.task.targets
-    )[:, 0].mean(0),
+    "size of the write, |s| |v|": fired.abs().mean((0, 1)) * V.norm(dim=1),
+    "direct contribution to the answer": direct[:, 0].mean(0),
     "ablation": -torch.tensor(causal.ablate_each(tiny, known.task, sites).values),
 }
 scores = {}
 for name, ranking in rankings.items():
     scores[name] = Scores(sites, ranking, method=name, sign="none").against(truth, by="positive")["auroc"]
     print(f"{name:36} AUROC {scores[name]:.2f}")
-assert (
-    scores["ablation"] == 1
-    and scores["direct contribution to the answer"] == 0.5
-    and scores["activation, mean |s|"] == 0
-)
+assert scores["ablation"] == 1 and scores["activation, mean |s|"] == 0
+assert scores["direct contribution to the answer"] == 0.5
 
 # %% [markdown]
 # The two magnitudes are worse than guessing, since the decoys are the loudest neurons. The direct contribution, which is the tool of the
@@ -435,8 +428,10 @@ print("mean over all facts, by layer:", "  ".join(f"{value:.2f}" for value in ad
 
 # %% [markdown]
 # Look at the word lists. Few of them show the answer: to raise a logit difference, a value only has to favour the answer over the foil, and
-# it may favour other words more. And no neuron does it alone. How concentrated is the memory? Take the positive contributions of one fact. How many neurons make up half of
-# them, and all told, how many would there be if all counted the same (the participation ratio $(\sum c)^2 / \sum c^2$)?
+# it may favour other words more. And no neuron does it alone.
+#
+# How concentrated is the memory? Take the positive contributions of one fact. How many neurons make up half of them, and how many would
+# there be if all counted the same (the participation ratio $(\sum c)^2 / \sum c^2$)?
 
 # %% label="concentrated" tags=["nbval-check-output"]
 positive = added.flatten(1).clamp_min(0).sort(dim=1, descending=True).values
@@ -452,8 +447,8 @@ assert 10 < half.float().median() < 300
 # %% [markdown]
 # Tens of neurons: neither one "grandmother neuron" per fact nor a smear over all of them.
 #
-# A contribution is a correlation of two weights with a state. Whether the model *needs* these neurons is another question, and the next
-# exercise answers it. Each fact has its own neurons, so each prompt of the batch needs its own list.
+# A contribution is computed from weights and one state. Whether the model *needs* these neurons is another question, and the next exercise
+# answers it. Each fact has its own neurons, so each prompt of the batch needs its own list.
 
 # %% [markdown] exercise="neurons.ablation_effect" difficulty=4 minutes=12
 # ### Exercise: remove chosen neurons, fact by fact
@@ -536,17 +531,18 @@ show(
     reading="Left to right: more neurons removed. Only the fact's own neurons bring it down quickly.",
 )
 base = facts.accuracy(model)
-k = doses.index(30)
-chance = null_band([draw[k] for draw in random_sets])
+at_30 = doses.index(30)
+chance = null_band([draw[at_30] for draw in random_sets])
 print(f"right without any removal {base:.2f}; 30 neurons removed:")
 for name, line in lines.items():
-    print(f"  {name:24} {line[k]:.2f}")
+    print(f"  {name:24} {line[at_30]:.2f}")
 print(f"  {'random, same layers':24} {chance.mean:.2f} (band {chance.low:.2f} to {chance.high:.2f})")
-assert base > 0.85 and lines["most for this fact"][k] < base - 0.3 < chance.low
-assert lines["most for this fact"][k] < lines["most active"][k] - 0.1
+assert base > 0.85 and lines["most for this fact"][at_30] < base - 0.3 < chance.low
+assert lines["most for this fact"][at_30] < lines["most active"][at_30] - 0.1
 
 # %% [markdown]
-# One percent of the neurons, chosen per fact, brings most facts down; one percent at random does nothing visible.
+# One percent of the neurons, chosen per fact, brings half of the facts down; one percent at random does nothing visible. The most active
+# neurons hurt less than the fact's own.
 #
 # But careful: we removed what was measured to help *in this very prompt*, so something had to fall. Is it a memory of the fact? Then the
 # same 30 neurons must matter in another wording, which played no part in the choice. And what else do they hold: the object (any landmark
@@ -558,41 +554,41 @@ rng = random.Random(0)
 chosen = largest(added, 30)
 
 
-def variant(change):
-    """The facts with another question: change(label, prompt) gives (prompt, right answer)."""
-    prompts, targets = zip(*(change(label, prompt) for label, prompt in zip(facts.labels, facts.prompts)))
-    return replace(
-        facts, prompts=list(prompts), targets=list(targets), corrupted=None, foils=None, metric="logprob"
-    )
+def ask(change):
+    """The facts as other questions: change(label, prompt) gives (prompt, right answer)."""
+    prompts, targets = zip(*map(change, facts.labels, facts.prompts))
+    return mi.Task("facts, asked differently", list(prompts), list(targets), metric="logprob")
 
 
-def elsewhere(same_object):
+def elsewhere(same_answer):
     """The same question about another landmark, with the same answer or with another one."""
 
     def change(label, prompt):
-        mine, relation = label["subject_text"], label["relation"]
-        options = [
-            s for s in landmarks if s != mine and (landmarks[s][relation] == label["object"]) == same_object
-        ]
-        subject = rng.choice(options)
-        return prompt.replace(mine, subject), landmarks[subject][relation]
+        answers = {subject: about[label["relation"]] for subject, about in landmarks.items()}
+        answers.pop(label["subject_text"])
+        subject = rng.choice(
+            [s for s, answer in answers.items() if (answer == label["object"]) == same_answer]
+        )
+        return prompt.replace(label["subject_text"], subject), answers[subject]
 
     return change
 
 
 def other_relation(label, prompt):
-    relation = rng.choice([r for r in LANDMARK_BODIES if r != label["relation"]])
-    return LANDMARK_BODIES[relation][0].format(s=label["subject_text"]), landmarks[label["subject_text"]][
-        relation
-    ]
+    """Another fact about the same landmark."""
+    subject, relation = (
+        label["subject_text"],
+        rng.choice([r for r in LANDMARK_BODIES if r != label["relation"]]),
+    )
+    return LANDMARK_BODIES[relation][0].format(s=subject), landmarks[subject][relation]
 
 
 questions = {
     "the prompt itself": facts,
-    "the fact in other words": variant(lambda label, prompt: (label["paraphrases"][0], label["object"])),
-    "another subject, same answer": variant(elsewhere(True)),
-    "same subject, another relation": variant(other_relation),
-    "another subject, another answer": variant(elsewhere(False)),
+    "the fact in other words": ask(lambda label, prompt: (label["paraphrases"][0], label["object"])),
+    "another subject, same answer": ask(elsewhere(True)),
+    "same subject, another relation": ask(other_relation),
+    "another subject, another answer": ask(elsewhere(False)),
 }
 lost = {name: survive(task, chosen) - task.accuracy(model) for name, task in questions.items()}
 paraphrased = questions["the fact in other words"]
@@ -613,8 +609,9 @@ assert lost["another subject, another answer"] > 0.5 * lost["the fact in other w
 assert lost["another subject, same answer"] > lost["the fact in other words"]
 
 # %% [markdown]
-# The fact in other words falls almost as deep as the prompt itself, so what we removed is no accident of one sentence. The middle bars are
-# the honest part: some of these neurons write the answer whoever asks, some serve the subject. What is stored is mostly the *combination*.
+# The fact in other words falls almost as deep as the prompt itself, so what we removed is no accident of one sentence. Little of it is
+# about the answer alone or the subject alone, and nothing is lost for other subjects with other answers. What is stored there is the
+# *combination* of subject, relation and answer.
 #
 # **Scoreboard.** The model is small enough for the exact answer: remove every single neuron, all 3,072, one at a time, for six facts. The truth
 # is the 30 whose removal hurts most. How many of them does each ranking have in its own top 30?
@@ -657,8 +654,8 @@ assert found["direct contribution"] > found["size of the write, |s| |v|"] > foun
 assert agree[-1] > 0.7 > agree[0]
 
 # %% [markdown]
-# The direct contribution is nearly exact in the last layer, where nothing stands between the neuron and the output, and gets worse towards
-# the bottom. **Where it fails:** it reads the last token only, and direct writes only. The heatmap removes *all* neurons of one layer at one
+# The direct contribution is nearly exact in the last layer, where only the scale of the final norm stands between the neuron and the output,
+# and gets worse towards the bottom. **Where it fails:** it reads the last token only, and direct writes only. The heatmap removes *all* neurons of one layer at one
 # place, and shows what the fact loses.
 
 # %% label="where"
@@ -679,12 +676,12 @@ show(
         whole_layers,
         columns=list(places),
         ylabel="layer",
-        title="Without all neurons of a layer, at one place",
+        title="A layer of neurons off",
         unit="logits",
     ),
-    alt="Heat map of 6 layers by 3 places. Large losses in layer 0 at the subject tokens and in the "
-    "upper layers at the last token; near zero elsewhere.",
-    reading="Dark cells at the subject in the lowest layer: neurons there have a direct contribution "
+    alt="Heat map of 6 layers by 3 places. The largest loss by far is in layer 0 at the last subject token; "
+    "the upper layers lose at the last token; near zero elsewhere.",
+    reading="Dark cell at the subject in the lowest layer: the neurons there have a direct contribution "
     "of exactly 0 to the answer, and it is lost without them.",
 )
 at_subject = whole_layers[:, :2].min().item()
@@ -707,11 +704,16 @@ site, value = f"L{best // F}N{best % F}", neuron_values(model, best // F)[best %
 print(site, "promotes:", " ".join(neurons.promoted(model, value[None], k=8)[0]))
 for context in neurons.top_contexts(model, texts, site, k=6, width=9):
     print("  ", context)
+at_facts = mi.record(model, facts.prompts, [f"{site}@-1"])[f"{site}@-1"]
+print(f"   at the last token of the facts: {at_facts.mean():+.2f} on average, {at_facts.max():+.2f} at most")
 
 # %% [markdown]
-# It is easy to tell a story about such a list. Any vector promotes *some* words, and a list shows the top of the distribution only. So let us
-# count instead. The words of this world have known classes (cities, first names, French words ...). Call a value **readable** when at
-# least 6 of its 8 top words are of one class. How many neurons are readable, and how many random mixtures of the same values?
+# Would you have guessed from the list that this neuron helps with landmarks? Compare the activations with those at the facts, in the last
+# line. A list of contexts shows the top of a distribution, and what you are after may sit in its middle. And any vector promotes *some*
+# words, about which a story can be told.
+#
+# So let us count instead. The words of this world have known classes (cities, first names, French words ...). Call a value **readable**
+# when at least 6 of its 8 top words are of one class. How many neurons are readable, and how many random mixtures of the same values?
 
 # %% label="readable"
 concepts = [
@@ -748,7 +750,7 @@ show(
         title="How many values can be read?",
     ),
     alt="Share of readable values by layer, for neurons and for random mixtures of them. Both are "
-    "small; neurons lie above the mixtures, most clearly in the last layer.",
+    "small; neurons lie above the mixtures, most clearly in the upper layers.",
     reading="A value is readable when 6 of its 8 top words are of one class. Neurons beat chance, "
     "but most are not readable.",
 )
@@ -761,7 +763,7 @@ print(
 assert share[-1] > 2 * luck[-1] and max(share) < 0.5
 
 # %% [markdown]
-# More than chance, most clearly in the last layer, and still a small part. In every layer one can pick a neuron whose list looks perfect;
+# More than chance, most clearly in the upper layers, and still a small part. In every layer one can pick a neuron whose list looks perfect;
 # the count says how much such a pick is worth.
 #
 # ## 8. Neurons as detectors
@@ -871,18 +873,18 @@ for k in (1, 2, 3):
     )
 
 # %% [markdown]
-# For one neuron that leads in at least two domains, and for a specialist (top in one), the exact effect of removing it on all six, beside 15
-# random neurons of the same layer. Starred cells lie outside the band.
+# Sharing is about as common as chance has it, and somewhat more for three domains. So a neuron that is strong in one domain is no safe bet
+# to be idle in another.
+#
+# Take the neuron that is strongest in its *third-best* domain, and a specialist, strong in one domain alone. The figure shows the exact effect
+# of removing each on all six domains, beside 15 random neurons of the same layer. Starred cells lie outside the band.
 
 # %% label="spill"
 relative = (
     mean_added / mean_added.flatten(1).max(1).values[:, None, None]
 )  # 1: the strongest neuron of the domain
-second = relative.flatten(1).sort(dim=0, descending=True).values[1]
-generalist, specialist = (
-    int(second.argmax()),
-    int((relative.flatten(1).amax(0) - 2 * second.clamp_min(0)).argmax()),
-)
+ranked = relative.flatten(1).sort(dim=0, descending=True).values  # by neuron: its best domain first
+generalist, specialist = int(ranked[2].argmax()), int((ranked[0] - 2 * ranked[1].clamp_min(0)).argmax())
 base_of = {name: task.measure(model).mean() for name, task in domains.items()}
 
 
@@ -898,8 +900,8 @@ show(
     side_effects(
         list(pair.values()), list(pair), list(domains), null=draws, unit="logits", title="Removing one neuron"
     ),
-    alt="Matrix of two neurons by six domains. The first neuron has starred losses in at least two "
-    "unrelated domains, the second in one above all.",
+    alt="Matrix of two neurons by six domains. The first neuron has starred losses in several unrelated "
+    "domains, the second mainly in one.",
     reading="First row: a neuron that several domains lean on. Second row: a specialist. Starred: "
     "outside the band of 15 random neurons of the layer.",
 )
