@@ -259,7 +259,7 @@ def _ready(stem: str) -> bool:
 
 
 def _menus(table: PaperTable) -> None:
-    """Menus for the four axes, and the list that they leave."""
+    """Menus for the four axes; the list that they leave appears below them with the first choice."""
     try:
         import ipywidgets
         from IPython.display import display as show_widget
@@ -272,13 +272,14 @@ def _menus(table: PaperTable) -> None:
         chosen = _values(field, table.where[field]) if field in table.where else {""}
         first = next(iter(chosen)) if len(chosen) == 1 and chosen & set(values) else ""
         menus[field] = ipywidgets.Dropdown(options=options, value=first, description=field)
-    output = ipywidgets.HTML()
+    output = ipywidgets.Output()
 
-    def update(change: Any = None) -> None:
+    def update(change: Any) -> None:
         where = {field: menu.value for field, menu in menus.items() if menu.value}
-        output.value = papers(corrected=table.corrected, **where).html()
+        bundle = papers(corrected=table.corrected, **where)._repr_mimebundle_()
+        # As an output of the notebook, not of a widget: so links to chapters open them.
+        output.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
 
     for menu in menus.values():
         menu.observe(update, names="value")
-    update()
     show_widget(ipywidgets.VBox([ipywidgets.HBox(list(menus.values())), output]))
