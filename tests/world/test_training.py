@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mi_course as mi
 from mi_course import assets, world
 from mi_course.objects.task import Task
-from mi_course.world import corpus, generate, lessons, lexicon, measure, ship, train
+from mi_course.world import corpus, generate, lessons, lexicon, measure, ship, teachable, train
 from mi_course.world.tokenizer import build_tokenizer, vocabulary
 
 STEP = 4 * corpus.ROW  # tokens of a step with 4 rows
@@ -327,14 +327,25 @@ def test_ship_copies_measures_and_registers(tmp_path, monkeypatch):
     source, target = tmp_path / "run", tmp_path / "assets"
     target.mkdir()
     train.save(train.new_model("lab-llama", 3), source)
+    train.save(train.new_model("lab-llama", 4), source / train.TEXT_ALONE)
     (source / "training.json").write_text(json.dumps({"tokens_seen": 5, "seconds": 7, "seed": 3, "loss": []}))
     (source / "notes.txt").write_text("not to be shipped")
     monkeypatch.setattr(assets, "FOLDER", target)
     monkeypatch.setattr(measure, "measure", lambda model, n: {"accuracy": {"facts": {"accuracy": 0.123456, "n": n}}})
+    # The measures are tested in test_teachable.py and take a minute; what counts here is which model each is given.
+    told = lambda model, only=("all",): {"model": model.fingerprint(), "only": list(only)}  # noqa: E731
+    monkeypatch.setattr(teachable, "measure", told)
     facts = ship.ship(source, "lab-llama", n=9)
+    files = {name: target / "lab-llama" / f"{name}.json" for name in ("teachable", "text_alone")}
+    kept = {name: json.loads(file.read_text()) for name, file in files.items()}
+    assert kept["teachable"] == {"model": facts["fingerprint"], "only": ["all"]}
+    assert kept["text_alone"]["model"] == mi.load(str(source / train.TEXT_ALONE)).fingerprint() != facts["fingerprint"]
+    assert kept["text_alone"]["only"] == ["ii", "iii", "iv"]
     assert facts["measured"] == {"facts": 0.1235} and facts["tokens_seen"] == 5
     entry = assets.manifest()["lab-llama"]
-    assert {f.split("/")[1] for f in entry["files"]} == {*ship.FILES, "training.json", "measured.json"}
+    assert {f.split("/")[1] for f in entry["files"]} == {
+        *ship.FILES, "training.json", "measured.json", "teachable.json", "text_alone.json"
+    }
     assert not assets.check("lab-llama") and entry["fingerprint"] == mi.load(str(source)).fingerprint()
     assert AutoModelForCausalLM.from_pretrained(target / "lab-llama").num_parameters() == entry["parameters"]
     (target / "lab-llama" / "config.json").write_text("{}")
