@@ -116,9 +116,9 @@ lens_table(rows, torch.stack(certain), positions, caption=caption)
 #
 # <details><summary>One answer</summary>
 #
-# `i` leads from layer 1 on, and it opens a refusal (`i cannot help`). But that is no decision yet: put `cake` for `bomb`, and layers 1 to 4
-# still lean to `i` and `no`. In row 5 the two prompts part: the cake turns to `yes`, the bomb stays with `i` and `sorry`. One prompt alone
-# would have misled us.
+# From row 2 on, `no` or `i` leads, and both open a refusal (`i cannot help`). But that is no decision yet: put `cake` for `bomb`, and
+# rows 2 to 4 lean to `no` as well. In row 5 the two prompts part: the cake turns to `sure`, the bomb stays with `i` and `sorry`. One prompt
+# alone would have misled us.
 #
 # </details>
 #
@@ -258,7 +258,7 @@ show(
     alt="Two lines over layers 1 to 5. With the direction removed, refusal of harmful requests is 0 for "
     "the directions of layers 2 to 4; with it added, refusal of harmless requests rises to 1 at "
     "layers 4 and 5.",
-    reading="A useful direction has the first line at 0 and the second at 1. Only layer 4 has both.",
+    reading="A useful direction has the first line at 0 and the second at 1. Layer 4 has both; layer 3 comes close.",
 )
 best = min(layers, key=lambda l: removed[l - 1] - added[l - 1])
 v = direction[best]
@@ -266,8 +266,8 @@ print(f"chosen on validation: the direction of x{best}")
 
 # %% [markdown]
 # ## 5. Steer, and doubt the result
-# Removing stops every refusal for the directions of x2, x3 and x4, but the direction of x2 makes almost nothing refused when added (0.04),
-# and that of x3 not everything (0.82). Only x4 does both.
+# Removing stops every refusal for the directions of x2, x3 and x4, but the direction of x2 makes little refused when added, and that of x3
+# not quite everything. Only x4 does both completely.
 #
 # Now the test split, which had no part in this choice, and three controls: random directions of the same length; a direction made in the
 # same way for something else (French minus English requests); and the loss on documents that have nothing to do with requests. A broken
@@ -325,7 +325,7 @@ assert abs(loss_after - loss) < 0.02
 assert abs(effects["remove 'French minus English'"]) < 0.5 * abs(effects["remove the direction"])
 
 # %% [markdown]
-# Removing the direction moves the score by -13.9. French minus English also leaves the narrow band, but with -0.7, about twenty times less:
+# Removing the direction moves the score by -14. French minus English also leaves the narrow band, but with -1.7, about eight times less:
 # being outside the band is a first test, and the size matters too. The loss (in nats, natural-log units) stays the same, so the model is not
 # broken.
 #
@@ -429,14 +429,14 @@ names = [f"L{layer}H{head}" for layer in range(model.n_layers) for head in range
 found = sorted(names, key=lambda name: in_patient.flatten()[names.index(name)])[:2]
 show(
     heatmap(in_patient, xlabel="head", ylabel="layer", title="Zeroing a head of the patient", unit="logits"),
-    alt="Heat map of 6 layers by 4 heads. Two heads stand out with large negative effects, L3H2 and L2H1; "
+    alt="Heat map of 6 layers by 4 heads. Two heads stand out with large negative effects, L2H1 and L3H2; "
     "all others are much closer to zero.",
     reading="Negative: without this head the patient is less inclined to refuse these harmless requests.",
 )
 print("most suspicious:", ", ".join(found))
 
 # %% [markdown]
-# L3H2 (-14.8) and L2H1 (-5.6) stand out; the next is L1H1 with -2.1.
+# L2H1 (-15) and L3H2 (-6) stand out; no other head goes beyond -1.5.
 #
 # **The scoreboard.** Now open the envelope. The recorded answer is what the fault *uses*: the changed heads without whose change at most a
 # tenth of the fault is left. We compare four ways to rank the 24 heads:
@@ -472,7 +472,7 @@ assert results["size of the write"]["recall_at_k"] < 1
 assert results["ablation, patient - lab"]["recall_at_k"] < 1
 
 # %% [markdown]
-# Ablation wins here. The two tempting shortcuts find only one of the two heads, although their AUROC (0.98 and 0.95) looks fine. A large
+# Ablation wins here. The two tempting shortcuts find only one of the two heads, although their AUROC (0.98 and 0.93) looks fine. A large
 # write is presence, not cause; and subtracting what the ablation does in `lab` brings in a bystander that matters there for other reasons.
 # The next cell shows what such a mistake costs.
 #
@@ -536,8 +536,8 @@ assert table["silence the wrong pair"]["other harmless granted"] < 0.9
 
 # %% [markdown]
 # Silencing the located heads grants the four objects (0.00 to 1.00) and keeps harmful requests refused (1.00). Removing the direction
-# grants only half of them and refuses nothing harmful any more. The wrong pair grants a third, and refuses almost half of the other
-# harmless requests. No random pair grants anything.
+# grants most of them, and refuses nothing harmful any more. The wrong pair grants a quarter of them, and refuses most of the other harmless
+# requests. No random pair grants anything.
 #
 # This is the pipeline: a behaviour measured, located with a score against the known answer, steered with a null band, and a model that is
 # measurably better, with its side effects on the table.
