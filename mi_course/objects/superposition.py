@@ -48,7 +48,7 @@ def train_toys(
     restarts: int = 1,
     steps: int = 800,
     batch_size: int = 256,
-    lr: float = 1e-2,
+    lr: float = 3e-2,
     seed: int = 0,
 ) -> ToyModels:
     """Toy models with m dimensions, one for each entry of density [I], trained side by side with Adam.

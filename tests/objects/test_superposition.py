@@ -65,7 +65,7 @@ def test_the_boundary_is_where_the_losses_cross():
 
 def test_trained_pairs_are_on_the_predicted_side():
     density = torch.tensor([0.05, 0.95])
-    toys = sup.train_toys(density, torch.tensor([1.0, 0.5]), m=1, restarts=2, steps=300, batch_size=128, lr=3e-2)
+    toys = sup.train_toys(density, torch.tensor([1.0, 0.5]), m=1, restarts=2, steps=300, batch_size=128)
     sparse, dense = toys.W[:, 0]
     assert sparse.abs().min() > 0.7 and sparse.prod() < 0, "sparse: an antipodal pair"
     assert dense[0].abs() > 0.7 and dense[1].abs() < 0.2, "dense: the more important feature alone"
