@@ -42,7 +42,7 @@ def interrupted(monkeypatch, name, out, stages, at):
         patch.setattr(corpus, "make_chunk", stops)
         with pytest.raises(KeyboardInterrupt):
             train.train(name, out, stages=stages)
-    assert not out.exists()  # nothing that looks finished
+    assert not (out / "model.safetensors").exists()  # nothing that looks finished
     return train.train(name, out, stages=stages)
 
 
@@ -60,6 +60,8 @@ def test_train_resume_and_load(tmp_path, small, monkeypatch):
     torch.manual_seed(2)
     again = interrupted(monkeypatch, "lab", tmp_path / "parts", TEXT, at=3)
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    early = [tmp_path / run / train.TEXT_ALONE for run in ("whole", "parts")]
+    assert same_weights(*early) and not same_weights(early[0], tmp_path / "whole")  # as after the first stage
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
     assert json.loads((tmp_path / "parts" / "training.json").read_text())["steps"] == 9
 
@@ -130,7 +132,7 @@ def test_architectures():
 
 def test_the_stages_are_within_the_budget():
     assert sum(s.tokens for s in train.STAGES) == 18e6
-    assert [s.lessons for s in train.STAGES] == [False, True, True]
+    assert [s.lessons for s in train.STAGES] == [False, True, True, True]
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
