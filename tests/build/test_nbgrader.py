@@ -123,18 +123,16 @@ def course(tmp_path, notebooks, monkeypatch):
     """A course folder with the solution as the source of assignment `one`, released."""
     pytest.importorskip("nbgrader")
     from nbgrader.apps import NbGraderAPI
-    from traitlets.config import Config
+    from nbgrader.coursedir import CourseDirectory
 
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # nbgrader calls alembic by name
     for name in ("MI_COURSE_STRICT", "MI_COURSE_STATIC"):
         monkeypatch.delenv(name, raising=False)
-    config = Config()
-    config.CourseDirectory.root = str(tmp_path / "course")
     source = tmp_path / "course" / "source" / "one"
     source.mkdir(parents=True)
     (source / "00_pipeline.ipynb").write_text(to_text(notebooks["solution"]))
-    api = NbGraderAPI(config=config)
+    api = NbGraderAPI(CourseDirectory(root=str(tmp_path / "course")))
     made = api.generate_assignment("one")
     assert made["success"], made["log"]
     return tmp_path / "course", api

@@ -1,6 +1,7 @@
 """`make test` must fail when anything is broken: its steps, its summary, and the comparison of key numbers by nbval."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -48,23 +49,17 @@ def test_strict_mode_reaches_the_solutions_only():
 
 
 @pytest.mark.slow
-def test_nbval_passes_a_fresh_solution_and_refuses_a_changed_key_number(root, built_once):
+def test_nbval_passes_a_fresh_solution_and_refuses_a_changed_key_number_and_an_error(root, built_once):
     shutil.copytree(built_once, root, dirs_exist_ok=True)
-    file = root / "solutions" / f"{STEM}.ipynb"
-    command = [part for part in run.NBVAL if part not in run.PARALLEL] + [str(file)]
-    assert subprocess.run(command, cwd=root, capture_output=True).returncode == 0
-    assert "double of 21: 42" in (text := file.read_text())
-    file.write_text(text.replace("double of 21: 42", "double of 21: 43"))
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 1 and "1 failed" in done.stdout
-
-
-def test_an_error_in_a_notebook_is_one_for_nbval(root, built_once):
-    shutil.copytree(built_once, root, dirs_exist_ok=True)
-    file = root / "chapters" / f"{STEM}.ipynb"
-    notebook = json.loads(file.read_text())
+    fresh, changed, broken = (root / "solutions" / f"{name}.ipynb" for name in (STEM, "changed", "broken"))
+    assert "double of 21: 42" in (text := fresh.read_text())
+    changed.write_text(text.replace("double of 21: 42", "double of 21: 43"))
+    notebook = json.loads(text)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    code[0]["source"] = "1 / 0"
-    file.write_text(json.dumps(notebook))
-    command = [part for part in run.NBVAL if part not in run.PARALLEL] + [str(file)]
-    assert subprocess.run(command, cwd=root, capture_output=True).returncode == 1
+    code[0]["source"] += "\n1 / 0"
+    broken.write_text(json.dumps(notebook))
+    command = [part for part in run.NBVAL if part not in run.PARALLEL]
+    done = subprocess.run([*command, fresh, changed, broken], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1
+    failed = re.findall(r"^FAILED solutions/(\w+)\.ipynb", done.stdout, re.MULTILINE)
+    assert failed == ["changed", "broken"], done.stdout

@@ -106,7 +106,8 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_assets_papers_and_licences(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    wanted = ["mi_course/teach/papers.json", "mi_course/teach/references.bib", "mi_course/cli/build.py"]
+    data = ["papers.json", "corrections.json", "course.json", "references.bib"]
+    wanted = [f"mi_course/teach/{file}" for file in data] + ["mi_course/cli/build.py"]
     wanted += [f"mi_course/assets/{file}" for entry in assets.manifest().values() for file in entry["files"]]
     if assets.manifest():
         wanted.append("mi_course/assets/manifest.json")
