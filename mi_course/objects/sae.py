@@ -47,7 +47,7 @@ class SAE(nn.Module):
     reconstruction error x - x^ kept. New SAEs have random unit rows; `train` makes a fitted one.
     """
 
-    bandwidth = 0.05  # jumprelu: how near to its threshold a pre-activation must be to count for the gradient of it
+    bandwidth = 0.1  # jumprelu: how near to its threshold a pre-activation must be to count for the gradient of it
 
     def __init__(self, d: int, m: int, kind: str = "relu", k: int | None = None, site: str | None = None,
                  seed: int = 0, prefixes: Sequence[int] | None = None):

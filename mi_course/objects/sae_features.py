@@ -57,12 +57,15 @@ class TokenUse:
 def top_examples(model, sae: SAE, documents: Sequence, feature: int, k: int = 10) -> list[Example]:
     """The k documents in which feature `feature` reaches its largest values, largest first; fewer if it fires in fewer.
 
-    documents: texts or lists of token ids. Each document counts once, with its largest token.
+    documents: texts or lists of token ids. Each document counts once, with its largest token; documents that are the
+    same up to that token count as one.
     """
-    found = []
+    found, seen = [], set()
     for number, (ids, values) in enumerate(_activations(model, sae, documents, feature)):
         at = int(values.argmax())
-        if values[at] > 0:
+        context = tuple(ids[: at + 1].tolist())
+        if values[at] > 0 and context not in seen:
+            seen.add(context)
             found.append((values[at].item(), number, at, ids, values))
     found.sort(key=lambda entry: (-entry[0], entry[1]))
     examples = []
@@ -103,7 +106,7 @@ def _activations(model, sae: SAE, documents: Sequence, feature: int):
 
 
 def _words(model, ids: Tensor) -> list[str]:
-    return model.tokens(ids.tolist()) if len(ids) else []
+    return [model.tokenizer.decode([i]) if model.tokenizer else str(i) for i in ids.tolist()]
 
 
 @torch.no_grad()

@@ -31,11 +31,11 @@ RECIPES = {
     "x3-relu": {"kind": "relu", "sparsity": 0.1},
     "x3-topk": {"kind": "topk", "k": 16},
     "x3-batchtopk": {"kind": "batchtopk", "k": 16},
-    "x3-jumprelu": {"kind": "jumprelu", "sparsity": 0.002},
+    "x3-jumprelu": {"kind": "jumprelu", "sparsity": 0.0015},
     "x3-matryoshka": {"kind": "batchtopk", "k": 16, "prefixes": (32, 128, 512)},
     "mlp3-topk": {"kind": "topk", "k": 16},
 }
-TRAINING = {"steps": 2000, "batch_size": 512, "seed": 0}
+TRAINING = {"steps": 2000, "batch_size": 512, "lr": 4e-3, "seed": 0}
 
 
 def names() -> list[str]:

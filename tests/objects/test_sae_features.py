@@ -48,6 +48,20 @@ def test_by_token_counts_occurrences(model, token_sae):
     assert by_token(model, token_sae, DOCUMENTS, 1) == []
 
 
+def test_equal_contexts_count_once(model, token_sae):
+    """A causal model says the same after the same words, whatever follows."""
+    documents = [[9, 6, 12], [9, 6, 30, 31], [8, 6, 12]]
+    assert [e.document for e in top_examples(model, token_sae, documents, 0)] == [0, 2]
+
+
+def test_more_tokens_than_a_context_holds(model, monkeypatch):
+    monkeypatch.setattr(model, "n_ctx", 6)
+    always = SAE(model.d_model, 1, site="x1").requires_grad_(False)
+    always.b_enc.fill_(1e3)
+    uses = by_token(model, always, DOCUMENTS, 0, min_count=1)
+    assert len(uses) == len({i for d in DOCUMENTS for i in d}) > 6 and all(use.rate == 1 for use in uses)
+
+
 def test_activations_equal_the_recorded_site(model):
     """In padded batches too, and on a model's own layer."""
     model.saes["s"] = sae = SAE(model.d_model, 64, site="x1", seed=2)
