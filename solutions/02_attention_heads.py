@@ -53,8 +53,8 @@ def short(task, longest=12):
     return task.subset([label["length"] <= longest for label in task.labels])
 
 
-validation = short(world.task("copying", split="validation", n=120))
-test = short(world.task("copying", split="test", n=300))
+validation = short(world.task("copying", split="validation", n=100))
+test = short(world.task("copying", split="test", n=220))
 print(test.prompts[0], "->", test.targets[0])
 right = round(test.accuracy(model) * len(test))
 low, high = wilson(right, len(test))
@@ -305,7 +305,7 @@ head_result = check("heads.result", head_result)
 # %% [markdown]
 # Table 1 of the survey prints a head's output with $d_{head}$ columns, its Eq. 5 gives $d$ columns. Both exist: the first is z (site
 # `L3H0.z`), the second the result (site `L3H0`). Hooks on the output projection see z; whoever reads words off a head, or adds heads up,
-# needs the result. The next cell checks five statements about the two, on all heads.
+# needs the result. The next cell checks six statements about the two, on all heads.
 
 # %% label="identities" tags=["nbval-check-output"]
 sites = [
@@ -813,10 +813,16 @@ print(f"previous-token head: {before}, most aligned: {ranked[0]}, largest share 
 assert drop[hit] < rest.low and before == hit == ranked[0] == by_head[0]
 
 # %% [markdown]
-# The same shows word by word. Look again at the two patterns of section 4: where the stripe of the induction head is broken, did the
-# previous-token head look elsewhere at the right key? Here is the answer for all words of the second halves.
+# The same shows word by word. Look again at the two patterns of section 4. Where the stripe of the induction head is weakest, did the
+# previous-token head look elsewhere when it stood at the right key? First that word, then all words of the second halves.
 
 # %% label="word-by-word" tags=["nbval-check-output"]
+words = model.tokens(six_words[0])
+early, late_one = (shown[f"{name}.pattern"][0] for name in (before, induction[0]))
+weakest = min(range(7, 13), key=lambda i: late_one[i, i - 5])  # queries of the second half; right key 5 back
+print(f"weakest: {induction[0]} at '{words[weakest]}' looks at '{words[weakest - 5]}' with "
+      f"{late_one[weakest, weakest - 5]:.2f}; there {before} looked one back with "
+      f"{early[weakest - 5, weakest - 6]:.2f}")
 pair = mi.record(model, rows, [f"{before}.pattern", f"{induction[0]}.pattern"])
 right_key = queries - half + 1
 told = pair[f"{before}.pattern"][
