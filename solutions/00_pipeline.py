@@ -258,7 +258,8 @@ show(
     alt="Two lines over layers 1 to 5. With the direction removed, refusal of harmful requests is 0 for "
     "the directions of layers 2 to 4; with it added, refusal of harmless requests rises to 1 at "
     "layers 4 and 5.",
-    reading="A useful direction has the first line at 0 and the second at 1. Layer 4 has both; layer 3 comes close.",
+    reading="A useful direction has the first line at 0 and the second at 1. "
+    "Layer 4 has both; layer 3 comes close.",
 )
 best = min(layers, key=lambda l: removed[l - 1] - added[l - 1])
 v = direction[best]
