@@ -219,16 +219,18 @@ class SAE(nn.Module):
             "shrinkage": 1 - (made.pow(2).sum() / (made * from_bias).sum()).item(),
         }
 
-    def splice(self):
+    def splice(self, positions="all"):
         """The intervention that replaces the site by its reconstruction: the baseline of every SAE experiment.
 
-        What splicing alone changes must be subtracted from what a clamped feature is said to change.
+        What splicing alone changes must be subtracted from what a clamped feature is said to change. positions: as for
+        every edit; an SAE that was trained without the first token should not be spliced in there.
         """
         from mi_course.models.edits import edit
 
         if self.site is None:
             raise ValueError("site is not set: say where this SAE reads, for example sae.site = 'x3'")
-        return edit(self.site, lambda x: self(x.flatten(2)).view_as(x))  # z has an axis of heads, which an SAE has not
+        # z has an axis of heads, which an SAE has not
+        return edit(self.site, lambda x: self(x.flatten(2)).view_as(x), positions)
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -371,11 +373,11 @@ def batches(model, documents: Sequence, batch_size: int = 64):
 
 
 @torch.no_grad()
-def states(model, site: str, documents: Sequence, skip: int = 1, batch_size: int = 64) -> Tensor:
+def states(model, site: str, documents: Sequence, skip: int = 0, batch_size: int = 64) -> Tensor:
     """The states at `site` of all real tokens of the documents, [n_tokens, d], document after document.
 
-    skip: leave out so many tokens at the beginning of each document. The default leaves out `<bos>`: its state is the
-    same in every document, and in many models far larger than any other.
+    skip: leave out so many tokens at the beginning of each document. In many models (not in `lab`) the first token has
+    a state far larger than any other, which would rule the training of an SAE: skip=1 there, here and when splicing.
     """
     from mi_course.models import record
 
@@ -387,12 +389,14 @@ def states(model, site: str, documents: Sequence, skip: int = 1, batch_size: int
 
 
 @torch.no_grad()
-def loss_recovered(model, sae: SAE, documents: Sequence, baseline: str = "zero", batch_size: int = 64) -> float:
+def loss_recovered(model, sae: SAE, documents: Sequence, baseline: str = "zero", skip: int = 0,
+                   batch_size: int = 64) -> float:
     """Share of the model's next-token loss that survives splicing the SAE in: (none - spliced) / (none - plain).
 
     1: the reconstruction serves as well as the state; 0: no better than the baseline at the site, which is "zero" (as
     mostly published; in the residual stream it destroys everything, so that nearly any SAE comes out near 1) or "mean"
     (the mean state of these documents). The loss is the mean cross-entropy of the documents' own next tokens.
+    skip: leave the state as it is at so many first tokens of each document.
     """
     from mi_course.models import Site
     from mi_course.models.edits import intervene, mean, zero
@@ -400,21 +404,25 @@ def loss_recovered(model, sae: SAE, documents: Sequence, baseline: str = "zero",
     if baseline not in ("zero", "mean"):
         raise ValueError(f"baseline={baseline!r} is unknown; choose 'zero' or 'mean'")
 
-    def loss(*edits) -> float:
+    def loss(make_edits) -> float:
         total = count = 0.0
         for batch in batches(model, documents, batch_size):
-            with intervene(model, *edits):
+            with intervene(model, make_edits(batch.mask.bool() & (batch.position_ids >= skip))):
                 logprobs = model(batch)[:, :-1].float().log_softmax(-1)
             real = (batch.mask[:, 1:] * batch.mask[:, :-1]).bool()
             total -= logprobs.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)[real].sum().item()
             count += real.sum().item()
         return total / count
 
-    none = zero(sae.site)
+    def none(positions):
+        if baseline == "zero":
+            return zero(sae.site, positions)
+        return mean(sae.site, average, positions)
+
     if baseline == "mean":
-        value, site = states(model, sae.site, documents, skip=0).mean(0), Site.parse(sae.site)
-        none = mean(site, value.view(-1, model.d_head) if site.kind == "head" and site.index is None else value)
-    plain, spliced, without = loss(), loss(sae.splice()), loss(none)
+        average, site = states(model, sae.site, documents, skip).mean(0), Site.parse(sae.site)
+        average = average.view(-1, model.d_head) if site.kind == "head" and site.index is None else average
+    plain, spliced, without = loss(lambda positions: []), loss(sae.splice), loss(none)
     if abs(without - plain) < 1e-6:
         raise ValueError(f"sae: the {baseline} baseline at {sae.site} changes nothing on these documents, so there is "
                          f"no loss to recover")

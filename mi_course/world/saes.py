@@ -6,7 +6,7 @@
 
     python -m mi_course.world.saes      # train them all on the shipped lab, about two minutes of one core
 
-States come from documents of every domain in equal amounts, without `<bos>`. Files hold float16; what is measured is
+States come from all tokens of documents of every domain, in equal amounts. Files hold float16; what is measured is
 what a reader loads from them.
 """
 

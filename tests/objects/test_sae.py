@@ -225,10 +225,10 @@ def test_an_sae_reads_and_edits_any_site(model, site):
 
 
 def test_states_are_those_of_real_tokens(model):
-    x = states(model, "x1", UNEQUAL, batch_size=2)
+    x = states(model, "x1", UNEQUAL, skip=1, batch_size=2)
     one_by_one = [mi.record(model, [row], ["x1"])["x1"][0, 1:] for row in UNEQUAL]
     assert torch.allclose(x, torch.cat(one_by_one), atol=1e-4) and len(x) == 3 + 5
-    assert len(states(model, "x1", UNEQUAL, skip=0, batch_size=1)) == 10
+    assert len(states(model, "x1", UNEQUAL, batch_size=1)) == 10
 
 
 @pytest.mark.parametrize("site", ["x1", "z1"])
@@ -242,10 +242,36 @@ def test_loss_recovered_is_one_for_a_perfect_and_zero_for_a_useless_reconstructi
         constant = SAE(d, 4, site=site)
         with torch.no_grad():
             constant.W_dec.zero_()
-            constant.b_dec.copy_(states(model, site, UNEQUAL, skip=0).mean(0) * (baseline == "mean"))
+            constant.b_dec.copy_(states(model, site, UNEQUAL).mean(0) * (baseline == "mean"))
         for size in (1, 64):
             assert loss_recovered(model, perfect, UNEQUAL, baseline, batch_size=size) == pytest.approx(1.0, abs=1e-4)
             assert loss_recovered(model, constant, UNEQUAL, baseline, batch_size=size) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_first_tokens_can_be_left_as_they_are(model):
+    sae = random_sae(model.d_model, 8, site="x1")
+    batch = model.tokenize(UNEQUAL)
+    later = batch.mask.bool() & (batch.position_ids >= 2)
+
+    def loss(*edits):                                                          # row by row, without padding
+        total = []
+        for row in UNEQUAL:
+            with mi.intervene(model, *edits):
+                logprobs = model([row])[0, :-1].log_softmax(-1)
+            total.append(-logprobs.gather(-1, torch.tensor(row)[1:, None])[:, 0])
+        return torch.cat(total).mean()
+
+    def but_two(value):
+        return lambda x: torch.cat([x[:, :2], value(x[:, 2:])], dim=1)
+
+    plain, spliced, without = (loss(), loss(mi.edit("x1", but_two(sae))), loss(mi.edit("x1", but_two(lambda x: 0 * x))))
+    expected = ((without - spliced) / (without - plain)).item()
+    assert loss_recovered(model, sae, UNEQUAL, skip=2) == pytest.approx(expected, rel=1e-3)
+    assert loss_recovered(model, sae, UNEQUAL, skip=2) != pytest.approx(loss_recovered(model, sae, UNEQUAL), rel=1e-2)
+    with mi.intervene(model, sae.splice(later)):
+        spliced = mi.record(model, batch, ["x1"])["x1"]
+    plain = mi.record(model, batch, ["x1"])["x1"]
+    assert torch.equal(spliced[~later], plain[~later]) and torch.allclose(spliced[later], sae(plain[later]), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [*KINDS, {"kind": "batchtopk", "k": 3, "prefixes": (8, 64)}],
