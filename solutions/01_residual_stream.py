@@ -398,7 +398,7 @@ gaps = {
 }
 print(len(parts.names), "writes, such as", ", ".join(parts.names[:7]), "...")
 for name, gap in gaps.items():
-    print(f"{name:18} largest error {gap:.4f}")
+    print(f"{name:18} largest error {gap:.2f}")
 assert gaps["all writes"] < 1e-4 < 0.01 < min(gaps["without b_O"], gaps["off by one layer"])
 
 # %% [markdown]
@@ -499,7 +499,7 @@ for l in range(L + 1):
     *versions, whole = top_words(cache[f"x{l}"][real])
     changed.append([(version != whole).float().mean().item() for version in versions])
     itself = (whole == batch.ids[real]).float().mean().item()
-    print(f"x{l}   " + "".join(f"{share:10.3f}" for share in changed[-1]) + f"{itself:12.3f}")
+    print(f"x{l}   " + "".join(f"{share:10.2f}" for share in changed[-1]) + f"{itself:12.2f}")
 assert E.tied and (full - logits).abs().max() < 1e-3
 assert all(row[1] == row[2] for row in changed), "dividing a state by one number cannot change its ranking"
 assert changed[-1][3] > 0.01 and abs(changed[-1][0] - changed[-1][1]) < 0.01
@@ -566,9 +566,9 @@ sums = {
     "the scale of another prompt": (values[:-1] / scale * scale.roll(1)).sum(0) + bias_row[0],
     "norm bias left out": values[:-1].sum(0),
 }
-print(f"mean logit difference of the model: {truth.mean():.3f}")
+print(f"mean logit difference of the model: {truth.mean():.2f}")
 for name, total in sums.items():
-    print(f"{name:28} mean of the sums {total.mean():7.3f}, largest error {(total - truth).abs().max():.4f}")
+    print(f"{name:28} mean of the sums {total.mean():6.2f}, largest error {(total - truth).abs().max():.2f}")
 library = direct_logit_attribution(model, test.prompts, test.targets, test.foils)
 assert (sums["frozen scale"] - truth).abs().max() < 1e-3 and torch.allclose(library.values, values, atol=1e-4)
 assert all((total - truth).abs().max() > 0.05 for name, total in sums.items() if name != "frozen scale")
@@ -650,8 +650,9 @@ print("component   lost when zero   direct   length")
 for i in lost.abs().argsort(descending=True)[:7].tolist():
     print(f"{sites[i].removesuffix('.z'):9} {lost[i]:14.1f} {direct[i]:10.2f} {size[i]:8.1f}")
 print(f"correlation of direct and lost over {len(sites)} components: {correlation:.2f}")
-hidden = max(range(len(sites)), key=lambda i: lost[i] - 10 * direct[i].abs())
-print(f"needed, with hardly anything direct: {sites[hidden].removesuffix('.z')}")
+hidden, next_hidden = (lost - 10 * direct.abs()).topk(2).indices.tolist()
+indirect = [sites[i].removesuffix(".z") for i in (hidden, next_hidden)]
+print("needed, with hardly anything direct:", ", ".join(indirect))
 last = sites.index(f"mlp{L - 1}")
 print(f"{sites[last]}, which only the final norm reads: direct {direct[last]:.2f}, lost {lost[last]:.2f}")
 assert lost[hidden] > 1 and direct[hidden].abs() < 0.1 * lost[hidden] and correlation < 0.9
@@ -882,8 +883,8 @@ def accounts(m, prompts):
     batch = m.tokenize(prompts)
     read, winner = parts.total @ weights.unembedding(m).W_U, m(batch).argmax(-1)
     other = (read.argmax(-1) != winner)[batch.mask.bool()].float().mean().item()
-    print(f"{m.name}: {len(parts.names)} writes; sums hold: state {state < 1e-4}, logit {logit < 1e-4};", end=" ")
-    print(f"other winner without the final norm: {other:.2f}")
+    print(f"{m.name}: {len(parts.names)} writes; sum is the state {state < 1e-4}, the logit {logit < 1e-4}")
+    print(f"    other winner without the final norm: {other:.2f}")
     return state < 1e-4 and logit < 1e-4
 
 
