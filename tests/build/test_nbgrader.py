@@ -14,6 +14,9 @@ from mi_course.cli.master import read_master
 from mi_course.cli.notebooks import make_notebook, to_text
 from mi_course.teach.library import library
 
+ROOT = Path(__file__).parents[2]
+GENERATED = sorted(file for folder in ("chapters", "solutions") for file in (ROOT / folder).glob("*.ipynb"))
+
 MASTER = '''\
 # %% [markdown]
 # # 00 The whole pipeline in one hour
@@ -96,16 +99,25 @@ def notebooks(tmp_path, monkeypatch):
     return {kind: make_notebook(read_master(file), kind) for kind in ("chapter", "solution")}
 
 
-@pytest.mark.parametrize("kind", ["chapter", "solution"])
-def test_nbgrader_accepts_the_metadata(notebooks, kind):
+def validate(text):
+    """nbgrader's own validation of a notebook."""
     pytest.importorskip("nbgrader")
     from nbgrader.nbgraderformat import reads
     from nbgrader.preprocessors import CheckCellMetadata
 
-    text = to_text(notebooks[kind])
-    notebook = reads(text, as_version=4)  # validates each cell against nbgrader's own schema
+    notebook = reads(text, as_version=4)  # checks each cell against nbgrader's schema
     CheckCellMetadata().preprocess(notebook, {})  # ids are there, well formed and unique
     assert to_text(notebook) == text  # nothing had to be upgraded
+
+
+@pytest.mark.parametrize("kind", ["chapter", "solution"])
+def test_nbgrader_accepts_the_metadata(notebooks, kind):
+    validate(to_text(notebooks[kind]))
+
+
+@pytest.mark.parametrize("file", GENERATED, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_nbgrader_accepts_every_notebook_of_the_course(file):
+    validate(file.read_text(encoding="utf-8"))
 
 
 def test_nbgrader_refuses_metadata_that_is_not_its_own(notebooks):
