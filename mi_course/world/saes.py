@@ -31,7 +31,7 @@ RECIPES = {
     "x3-relu": {"kind": "relu", "sparsity": 0.1},
     "x3-topk": {"kind": "topk", "k": 16},
     "x3-batchtopk": {"kind": "batchtopk", "k": 16},
-    "x3-jumprelu": {"kind": "jumprelu", "sparsity": 0.0015},
+    "x3-jumprelu": {"kind": "jumprelu", "sparsity": 0.002},
     "x3-matryoshka": {"kind": "batchtopk", "k": 16, "prefixes": (32, 128, 512)},
     "mlp3-topk": {"kind": "topk", "k": 16},
 }

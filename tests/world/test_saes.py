@@ -84,3 +84,18 @@ def test_loading_by_name(model, shelf):
     with pytest.raises(assets.AssetError, match="not the file that was shipped"):
         world.sae("x1-topk", model)
     file.write_bytes(whole)
+
+
+# --- what ships ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", saes.RECIPES)
+def test_what_ships_is_as_good_as_it_says(name):
+    assert not assets.check(saes.ASSET) and saes.names() == sorted(saes.RECIPES)
+    facts, lab = saes.measured()[name], mi.load()
+    assert facts["settings"]["fingerprint"] == lab.fingerprint()
+    assert facts["fvu"] < 0.12 and 12 < facts["l0"] < 20 and facts["dead"] < 0.15
+    assert facts["loss_recovered_mean"] > 0.99 and facts["loss_recovered_zero"] > 0.99
+    sae, texts = world.sae(name, lab), [t for ts in world.documents("test", n=3, seed=5).values() for t in ts]
+    now = sae.quality(states(lab, sae.site, texts))                            # documents nobody measured on
+    assert now["fvu"] == pytest.approx(facts["fvu"], rel=0.2) and now["l0"] == pytest.approx(facts["l0"], rel=0.1)
+    assert ("relu" == sae.kind) == (now["shrinkage"] > 0.05)                   # the L1 penalty alone shrinks
+    assert SAE(128, saes.FEATURES).quality(states(lab, sae.site, texts[:9]))["fvu"] > 5 * now["fvu"]
