@@ -108,10 +108,11 @@ def _ranks(values: Tensor) -> Tensor:
 def auroc(values: Tensor, labels: Tensor) -> Tensor:
     """How well each column of values [n, m] tells the items with label 1 (bool [n]) from the others: [m], in 0 ... 1.
 
-    The chance that a positive item has the larger value than a negative one; ties count half. 0.5 is guessing; 0 is a
-    perfect detector of the opposite. Computed from ranks (Mann and Whitney).
+    values [n] is one detector, and gives one number. It is the chance that a positive item has the larger value than a
+    negative one; ties count half. 0.5 is guessing; 0 is a perfect detector of the opposite. Computed from ranks (Mann
+    and Whitney).
     """
-    return _auroc(_ranks(values), labels[None])[0]
+    return _auroc(_ranks(values.reshape(len(values), -1)), labels[None])[0].reshape(values.shape[1:])
 
 
 def best_by_luck(values: Tensor, labels: Tensor, draws: int = 200, seed: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ The survey's act is left open. Here are five, `KINDS`, each with its own way to 
     batchtopk  the k n largest in a batch of n states; later     needs no penalty          Bussmann et al. 2024
                a = z where z > threshold (one number)
     jumprelu   a = z where z > threshold_j (learned)             loss + lambda |a|_0       Rajamanoharan et al. 2024b
-    gated      a = max(e^r (x - b_dec) W_enc + b_mag, 0),        loss + lambda |max(z, 0)|_1   Rajamanoharan et al. 2024a
+    gated      a = max(e^r (x - b_dec) W_enc + b_mag, 0),        loss + lambda |max(z, 0)|_1   ... 2024a
                where z > 0                                       + the error of max(z, 0) alone
 
 Any of them can be a Matryoshka SAE (Bussmann et al. 2025): the error of its first 10, 100, ... features is added up.

@@ -3,7 +3,7 @@
     top_examples   the contexts in which a feature is largest
     by_token       the tokens it fires on, with how often
     logit_effect   what it adds to the logits along the residual stream
-    auroc          how well its activation tells two groups apart
+    auroc          how well its activation tells two groups apart (the same as for neurons)
 
 All four are correlations or direct effects. What a feature *does* takes an intervention on `<sae>F17`, beside the
 splice baseline.
@@ -20,8 +20,11 @@ from torch import Tensor
 from mi_course.models import Site, SiteError, record
 from mi_course.models import weights as parts
 
+from .neurons import auroc
 from .sae import SAE, batches
 from .weights import folded_unembedding
+
+__all__ = ["Example", "TokenUse", "auroc", "by_token", "logit_effect", "stream_directions", "top_examples"]
 
 
 @dataclass(frozen=True)
@@ -141,19 +144,3 @@ def logit_effect(model, sae: SAE, feature: int | None = None) -> Tensor:
     """
     rows = stream_directions(model, sae)
     return (rows if feature is None else rows[feature]) @ folded_unembedding(model)[0]
-
-
-def auroc(scores: Tensor, labels: Tensor) -> Tensor:
-    """P(a positive scores higher than a negative), ties counting half: 0.5 chance, 1 perfect, 0 perfectly reversed.
-
-    scores [n] or [n, m] (one detector a column), labels [n] of 0 and 1. Returns a number, or [m].
-    """
-    scores, labels = torch.as_tensor(scores).float(), torch.as_tensor(labels).bool()
-    if len(scores) != len(labels) or labels.all() or not labels.any():
-        raise ValueError(f"labels: {int(labels.sum())} positives of {len(labels)}, for {len(scores)} scores; give one "
-                         "label per score, and both kinds")
-    columns = scores.reshape(len(scores), -1).T.contiguous()
-    positive, negative = columns[:, labels].contiguous(), columns[:, ~labels].sort(dim=1).values
-    below = torch.searchsorted(negative, positive)
-    not_above = torch.searchsorted(negative, positive, right=True)
-    return ((below + not_above) / 2 / negative.shape[1]).mean(1).reshape(scores.shape[1:])

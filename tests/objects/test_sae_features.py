@@ -106,21 +106,17 @@ def test_features_that_write_nothing_are_refused(model):
         logit_effect(model, SAE(8, 4, site="L0H1.q"))
 
 
-def test_auroc_equals_sklearn_with_ties():
+def test_auroc_of_one_feature_and_of_all():
     g = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 4, (300, 6), generator=g).float() * (torch.rand(300, 6, generator=g) < 0.6)
     labels = torch.rand(300, generator=g) < 0.3
-    ours = auroc(scores, labels)
+    ours = auroc(scores, labels)                                               # many ties: most features are off
     for j in range(6):
         assert ours[j].item() == pytest.approx(roc_auc_score(labels, scores[:, j]), abs=1e-5)
-    assert auroc(scores[:, 0], labels).item() == pytest.approx(ours[0].item())
-    assert auroc(labels.float(), labels) == 1 and auroc(-labels.float(), labels) == 0
-    assert auroc(torch.zeros(300), labels) == 0.5
+        assert auroc(scores[:, j], labels).item() == pytest.approx(ours[j].item())
 
 
 @pytest.mark.parametrize("act, says", [
-    (lambda: auroc(torch.rand(4), [1, 1, 1, 1]), "4 positives of 4"),
-    (lambda: auroc(torch.rand(4), [1, 0]), "one label per score"),
     (lambda: top_examples(None, SAE(4, 8, site="x1"), [[1]], 8), "feature 8 does not exist"),
     (lambda: top_examples(None, SAE(4, 8), [[1]], 0), "site is not set"),
     (lambda: top_examples(None, SAE(4, 8, site="x1"), [], 0), "documents is empty"),
