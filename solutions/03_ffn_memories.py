@@ -445,7 +445,7 @@ print(f"participation ratio {ratio.median():.0f} (medians over {len(facts)} fact
 assert 10 < half.float().median() < 300
 
 # %% [markdown]
-# Tens of neurons: neither one "grandmother neuron" per fact nor a smear over all of them.
+# Tens of neurons: neither one neuron per fact nor a smear over all of them.
 #
 # A contribution is computed from weights and one state. Whether the model *needs* these neurons is another question, and the next exercise
 # answers it. Each fact has its own neurons, so each prompt of the batch needs its own list.
@@ -608,8 +608,8 @@ assert lost["another subject, same answer"] > lost["the fact in other words"]
 
 # %% [markdown]
 # The fact in other words falls almost as deep as the prompt itself, so what we removed is no accident of one sentence. Little of it is
-# about the answer alone or the subject alone, and nothing is lost for other subjects with other answers. What is stored there is the
-# *combination* of subject, relation and answer.
+# about the answer alone or the subject alone, and nothing is lost for other subjects with other answers. What these neurons hold is
+# mostly the *combination* of subject, relation and answer.
 #
 # **Scoreboard.** The model is small enough for the exact answer: remove every single neuron, all 3,072, one at a time, for six facts. The truth
 # is the 30 whose removal hurts most. How many of them does each ranking have in its own top 30?
@@ -653,8 +653,10 @@ assert agree[-1] > 0.7 > agree[0]
 
 # %% [markdown]
 # The direct contribution is nearly exact in the last layer, where only the scale of the final norm stands between the neuron and the output,
-# and gets worse towards the bottom. **Where it fails:** it reads the last token only, and direct writes only. The heatmap removes *all* neurons of one layer at one
-# place, and shows what the fact loses.
+# and gets worse towards the bottom.
+#
+# **Where it fails.** It reads the last token only, and direct writes only. The heatmap removes *all* neurons of one layer at one place, and
+# shows what the facts lose.
 
 # %% label="where"
 start = len(model.tokens(facts.prompts[0])) - len(facts.prompts[0].split())  # <bos> comes first
@@ -690,7 +692,7 @@ assert at_subject < -1
 # %% [markdown]
 # So "the neurons that write the answer" are not the whole memory: others prepare the subject at its own tokens, long before, and no reading
 # of the last token shows them. [@geva-etal-2023-dissecting] describe it in large models: early FFNs enrich the subject, later heads
-# fetch from it. [@niu2024knowledge] hold the knowledge-neuron picture to be too simple for such reasons.
+# fetch from it. [@niu2024knowledge] call the knowledge-neuron picture an oversimplification, and ask to look beyond the FFN weights.
 #
 # ## 7. Reading a neuron, and doubting it
 # Two common readings: the contexts in which the neuron fires most, and the tokens that its value promotes. Here are both, for the neuron
@@ -761,8 +763,8 @@ print(
 assert share[-1] > 2 * luck[-1] and max(share) < 0.5
 
 # %% [markdown]
-# More than chance, most clearly in the upper layers, and still a small part. In every layer one can pick a neuron whose list looks perfect;
-# the count says how much such a pick is worth.
+# More than chance, most clearly in the upper layers, and still a small part. One percent of 512 neurons is five lists that look convincing,
+# in any layer; the count says how much such a pick is worth.
 #
 # ## 8. Neurons as detectors
 # The other side, the key: does a neuron tell two kinds of prompts apart? AUROC is the chance that a prompt with the label has the larger
@@ -852,7 +854,7 @@ for j in range(5):
 assert removed["colours"][0] < -3 and removed["numbers"][0] < -3 and abs(removed["numbers"][1]) < 1e-4
 
 # %% [markdown]
-# Now `lab`. Take six domains that share nothing but the language, and the neurons that are among the top 1 % by mean direct contribution in
+# Now `lab`. Take six domains that have little in common, and the neurons that are among the top 1 % by mean direct contribution in
 # each of them. How many are in the top 1 % of several domains? By chance (the top lists shuffled within each layer) some are too.
 
 # %% label="several" tags=["nbval-check-output"]
@@ -910,9 +912,9 @@ low = torch.tensor(draws).mean(0) - 2 * torch.tensor(draws).std(0)
 assert int((torch.tensor(pair[list(pair)[0]]) < low).sum()) >= 2
 
 # %% [markdown]
-# The effects are small, as no single neuron decides anything in `lab`, but they are there, in domains that have nothing in common. Whoever
-# removes such neurons to change one behaviour changes others. Why models do this (superposition), and how to find better units
-# than neurons (sparse autoencoders), is chapter 04.
+# The effects of this one neuron are small, but they lie outside the band in domains of quite different kinds. Whoever removes such neurons
+# to change one behaviour changes others. Why models do this (superposition), and how to find better units than neurons (sparse
+# autoencoders), is chapter 04.
 #
 # ## 10. What the survey says, and where it is loose
 # - **Rows and columns.** Section 2.4 calls the key the j-th *row* of $W_{in}$ and the value the j-th *column* of $W_{out}$. With its own
