@@ -32,7 +32,7 @@ from mi_course.locate import causal
 from mi_course.objects import Scores
 from mi_course.objects.decompose import decompose_residual
 from mi_course.steer import vectors
-from mi_course.teach import Question, bars, check, curves, heatmap, lens_table, quiz, show
+from mi_course.teach import Question, bars, check, curves, heatmap, lens_table, papers, quiz, show
 from mi_course.teach import side_effects, steering_slider
 from mi_course.world import installed, lexicon
 
@@ -558,6 +558,13 @@ assert table["silence the wrong pair"]["other harmless granted"] < 0.9
 # - harmfulness and refusal as two different things: [@zhao2025llms]
 # - whether such steering beats prompting: [@wu2025axbench]
 #
+# The survey's table of 216 papers comes with the course. You can browse it by object, localizer, steerer and scenario; known errors of the
+# table are marked.
+
+# %% label="papers"
+papers(object="Residual Stream", localizer="Causal", scenario="Safety")
+
+# %% [markdown]
 # ## 9. The same on a real model
 # Put the name of a Hugging Face chat model or a local folder here. The cell takes the difference of means in the middle layer and prints
 # one answer with the direction and one without it. The layer is not chosen on validation prompts, and there is no null band: add both
@@ -624,4 +631,4 @@ quiz([
 # | Improve | 16 to 23 | Safety, fairness, persona, languages, knowledge, reasoning, cheaper training and inference. |
 # | Beyond | 24 to 26 | Open problems, your own model, a project of your own. |
 #
-# `README.md` says which chapters are ready.
+# `README.md` says which chapters are ready. `mi_course.teach.progress()` shows what you have solved so far, in all chapters.
