@@ -15,7 +15,8 @@
 # - say what changes with rotary positions and grouped heads, as in Llama
 #
 # **The claim.** A head is two matrices. In `lab`, repeating a sequence rests on a few heads that look at the token after an earlier copy
-# of the current one (QK) and write that token (OV), and they find it by reading what a previous-token head wrote (survey, section 2.3).
+# of the current one (QK) and write that token (OV), and they find it by reading what earlier heads wrote about the token before (survey,
+# section 2.3).
 
 # %% label="setup"
 import random
@@ -72,6 +73,7 @@ assert right / len(test) > 0.9
 #
 # States are rows here, so $\hat x W$ and not $W \hat x$. The sum runs over $j' \le i$, since a token cannot look ahead. `record` reads all
 # of these: `L3H0.q`, `L3H0.k`, `L3H0.scores`, `L3H0.pattern`. `weights.head` gives the matrices of one head, cut from what the model stores.
+# $T$ counts the tokens: those of the prompt and `<bos>`, with which every sequence starts.
 
 # %% label="by-hand" tags=["nbval-check-output"]
 prompt = test.prompts[0]
@@ -215,18 +217,18 @@ assert min(list(mean_errors.values())[1:]) > 0.01
 # %% [markdown]
 # ## 2. Scores are not the pattern
 # The survey calls $A$ the attention *score* matrix (Eq. 4, Table 1). But $A$ comes after the softmax, and the two behave differently.
-# Scores know no unit: adding the same number to a whole row changes nothing. Shares are bound: a row sums to 1. So it makes a difference
-# where you intervene. The next cell takes **one entry** of one head, query = last token, and puts in its place the value that it has on
-# another prompt of the same length, once in the scores and once in the pattern.
+# Scores have no zero of their own: adding the same number to a whole row changes nothing. Shares are bound to each other: a row sums to 1.
+# So it makes a difference where you intervene. The next cell takes **one entry** of one head, query = last token, and puts in its place the
+# value that it has on another prompt of the same length, once in the scores and once in the pattern. It is the entry that differs most
+# between the two prompts.
 
 # %% label="scores-vs-pattern" tags=["nbval-check-output"]
 one, two = [t for t in test.prompts if len(t.split()) == len(prompt.split())][:2]
 both = mi.record(
     model, [one, two], [f"{name}.pattern" for name in names] + [f"{name}.scores" for name in names]
 )
-gap = torch.stack(
-    [(both[f"{n}.pattern"][1, -1] - both[f"{n}.pattern"][0, -1]) for n in names]
-)  # [24, T]
+# [24, T]: how much the last query's attention differs between the prompts, by head and key
+gap = torch.stack([both[f"{n}.pattern"][1, -1] - both[f"{n}.pattern"][0, -1] for n in names])
 chosen, key = divmod(gap.abs().argmax().item(), gap.shape[1])
 name = names[chosen]
 
@@ -260,7 +262,7 @@ runs = {
     ),
 }
 there = both[f"{name}.pattern"][1, -1, key].item()
-print(f"one entry of one head; on the other prompt it holds {there:.2f} of the attention")
+print(f"{name}, from the last token to token {key}; on the other prompt: {there:.2f} of the attention")
 for label, (row, _) in runs.items():
     print(f"{label:30} entry {row[key]:.2f}   row sum {row.sum():.2f}")
 base = runs["as it is"]
@@ -368,7 +370,7 @@ assert torch.allclose(theirs, h.W_OV.T)
 # %% [markdown]
 # ## 4. Naming a head by where it looks
 # A pattern is a picture; a score makes it a number. The magnitude scores of this section need no intervention, only a run (survey,
-# section 3.1). Each asks which share of a head's attention falls on one kind of token, on the mean over all queries:
+# section 3.1). Each asks which share of a head's attention falls on one kind of token, on the mean over the queries that have such a token:
 #
 # | kind of head | looks at | in `<bos> a b c a`, from the last `a` |
 # |---|---|---|
@@ -488,9 +490,9 @@ def copying_score(writes, W_U, tokens):
 copying_score = check("heads.copying", copying_score)
 
 # %% [markdown]
-# There is a famous way to ask this without any data: put the raw embeddings through the head, $W_E W_{OV} W_U$, a map from words to words,
-# and add up its eigenvalues divided by their sizes. 1 means that every word raises itself, -1 that every word lowers itself
-# ([@elhage2021mathematical]). The figure compares it with the measured score, for all heads.
+# There is a famous way to ask this without any data: put the raw embeddings $W_E$ through the head, $W_E W_{OV} W_U$, a map from words to
+# words, and divide the sum of its eigenvalues by the sum of their sizes. 1 means that the map keeps all its directions (words raise
+# themselves), -1 that it turns all of them round ([@elhage2021mathematical]). The figure compares it with the measured score, for all heads.
 
 # %% label="copying"
 W_U = weights.folded_unembedding(model)[0]  # final norm's gain and centring included
@@ -551,10 +553,12 @@ from_input = {label: copying_from(states) for label, states in inputs.items()}
 for label, value in from_input.items():
     print(f"{label:32} {value:+.2f} s.d.")
 assert from_input["the states that it reads"] > 2 > from_input["raw embeddings"]
+assert from_input["the same without mlp0's write"] < 0.5 * from_input["the states that it reads"]
 
 # %% [markdown]
-# So the head does copy: it reads the word from what earlier layers wrote about it, not from the embedding. A score from weights tests a
-# head *and* an assumption about what it reads. (In a two-layer model without FFNs, for which it was made, the assumption holds.)
+# So the head does copy: it reads the word from what earlier layers, above all the FFN of layer 0, wrote about it, and not from the embedding.
+# A score from weights tests a head *and* an assumption about what it reads. (In small models without FFNs, for which it was made, the
+# assumption comes closer to the truth.)
 #
 # ## 6. Confirm by ablation
 # So far we have correlations with a story. Now take heads out and see. As in chapter 00 an effect is F(ablated) - F(base), with F the logit
@@ -587,7 +591,8 @@ assert set(induction) & set(effects.top(3, by="negative"))
 
 # %% [markdown]
 # Now all induction heads together, on the **test** split, beside the null band: as many random heads, drawn twenty times from all others.
-# For comparison, as many heads of two other kinds: those that look most at the previous token, and those that look most at `<bos>`.
+# For comparison, as many heads of two other kinds: those that look most at the previous token, and those that look most at `<bos>`. Printed
+# below the figure is also how many words are right without just one of the induction heads.
 
 
 # %% label="ablate-together"
@@ -631,15 +636,19 @@ print(
     f"without random heads: {sum(d[1] for d in draws) / 20:.2f} on average,"
     f" {min(d[1] for d in draws):.2f} at worst"
 )
+alone = {site: without([site])[1] for site in induction}
+print("silencing just one of them:", ", ".join(f"{v:.2f} without {site}" for site, v in alone.items()))
 found = silenced["induction heads"]
+assert found[1] < 0.5 * min(alone.values()) and silenced["previous-token heads"][1] > 0.8
 assert not band.contains(found[0] - whole[0]) and found[1] < min(d[1] for d in draws)
 assert band.contains(silenced["heads that rest on <bos>"][0] - whole[0])
 assert not band.contains(silenced["previous-token heads"][0] - whole[0])
 
 # %% [markdown]
-# Without the induction heads hardly a word is right, and no random set comes near. The names hold: they were given by where the heads look,
-# and the ablation confirms what they are for. Heads that rest on `<bos>` can go. Silencing the previous-token heads does harm, although
-# they do not look at the word that has to be copied. The next section says why.
+# Without the induction heads hardly a word is right, and no random set comes near. Silencing just one of them leaves many more words right:
+# the other makes up for part of it. The names hold: they were given by where the heads look, and the ablation confirms what they are for.
+# Heads that rest on `<bos>` can go. Silencing the previous-token heads leaves most words right, but with a smaller lead than random heads
+# leave them, although these heads do not look at the word that has to be copied. The next section says why.
 #
 # ## 7. Two heads, one circuit
 # How can a head find "the token after an earlier copy"? Its key at that token must say *what came before it*. The embedding of a token
@@ -667,14 +676,14 @@ def k_composition(W_OV, W_QK):
 k_composition = check("heads.k_composition", k_composition)
 
 # %% [markdown]
-# For the best induction head, against every head of the layers before it. The null band comes from random matrices of the same rank.
+# For the best induction head, against every head of the layers before it. The null band comes from random matrices in place of $W_{OV}$, of
+# the same rank. A second control: does the previous-token head fit the keys of the other heads in the induction head's layer as well?
 
 # %% label="composition"
 late = mi.Site.parse(induction[0])
 h, norm = weights.head(model, late.layer, late.index), parts.attn_norm(model, late.layer)
-W_QK = (
-    norm.gain[:, None] * h.qk_matrix() * norm.gain
-)  # the norm's gain stands between the stream and QK
+# the norm's gain stands between the stream and QK
+W_QK = norm.gain[:, None] * h.qk_matrix() * norm.gain
 earlier = [name for name in names if mi.Site.parse(name).layer < late.layer]
 
 
@@ -686,7 +695,8 @@ def W_OV_of(name):
 
 composition = {name: k_composition(W_OV_of(name), W_QK) for name in earlier}
 g = torch.Generator().manual_seed(0)
-random_OV = [torch.randn(128, 32, generator=g) @ torch.randn(32, 128, generator=g) for _ in range(50)]
+d, d_head = model.d_model, model.d_head
+random_OV = [torch.randn(d, d_head, generator=g) @ torch.randn(d_head, d, generator=g) for _ in range(50)]
 null = null_band(k_composition(W, W_QK) for W in random_OV)
 ranked = sorted(composition, key=composition.get, reverse=True)
 show(
@@ -705,19 +715,22 @@ print(
     f"previous-token head {before}: {composition[before]:.3f},"
     f" place {ranked.index(before) + 1} of {len(ranked)}"
 )
+controls = []
 for head in range(model.n_heads):
     if head != late.index:
         gain, QK = norm.gain, weights.head(model, late.layer, head).qk_matrix()
-        control = k_composition(W_OV_of(before), gain[:, None] * QK * gain)
-        print(f"control, {before} with the keys of L{late.layer}H{head}: {control:.3f}")
-assert composition[before] > null.high
+        controls.append(k_composition(W_OV_of(before), gain[:, None] * QK * gain))
+        print(f"control, {before} with the keys of L{late.layer}H{head}: {controls[-1]:.3f}")
+assert composition[before] > null.high > max(controls)
 
 # %% [markdown]
-# Many heads lie above the band: trained matrices share directions that random ones do not, so the order says more than the star.
+# Many heads lie above the band: trained matrices share directions that random ones do not, so the order says more than the star. The second
+# control is clean: to the keys of its neighbours the previous-token head means no more than a random matrix.
 #
 # Weights say what *could* be read. What is read on these sequences can be said exactly. The key at $j$ is a sum over everything written to
 # the stream before, once the scale of the norm is held at its actual value (chapter 01). So the **margin** (the score of the right key minus
-# the mean score of all other keys) splits into one share for each writer, and the shares add up.
+# the mean score of all other keys) splits into one share for each writer, and the shares add up. (Biases of the keys
+# give all keys of a query the same, so they fall out of the margin.)
 
 # %% label="key-shares"
 run = mi.record(model, rows, [f"x{late.layer}", f"{induction[0]}.q", f"{induction[0]}.scores"])
@@ -794,13 +807,15 @@ assert left["layer 0 cannot look 1 back"] < 0.5 * left["untouched"] < left["laye
 # their attention, and passed on by an FFN. A grid of attention scores does not show this path; the exact split did.
 #
 # Last, the intervention: silence each earlier head and measure the prefix matching of the induction head. What falls, depended on it. The
-# three answers, from weights, from the exact shares and from ablation, need not agree. Here they point at the same head.
+# three answers, from weights, from the exact shares and from ablation, need not agree. Here they point at the same head. Then cut the path
+# through layer 0 as well, again with two tokens back as control.
 
 
 # %% label="cut" tags=["nbval-check-output"]
-def matching_without(heads):
-    """Prefix matching of the induction head when these heads are silenced."""
-    with mi.intervene(model, *causal.ablation([f"{name}.z" for name in heads], "mean", means)):
+def matching_without(heads, *edits):
+    """Prefix matching of the induction head when these heads are silenced, under further edits."""
+    silent = causal.ablation([f"{name}.z" for name in heads], "mean", means)
+    with mi.intervene(model, *silent, *edits):
         return am.prefix_matching(model, rows)[induction[0]]
 
 
@@ -811,23 +826,42 @@ print(f"prefix matching of {induction[0]} falls most without {hit}: {drop[hit]:+
 print(f"other earlier heads: {rest.mean:+.2f} +- {rest.sd:.2f}")
 print(f"previous-token head: {before}, most aligned: {ranked[0]}, largest share among heads: {by_head[0]}")
 assert drop[hit] < rest.low and before == hit == ranked[0] == by_head[0]
+matching = {
+    "untouched": matching_without([]),
+    f"without {before}": matching_without([before]),
+    "layer 0 cannot look 1 back": matching_without([], not_back(1)),
+    "layer 0 cannot look 2 back": matching_without([], not_back(2)),
+    "both, 1 back": matching_without([before], not_back(1)),
+    "both, 2 back": matching_without([before], not_back(2)),
+}
+for label, value in matching.items():
+    print(f"prefix matching, {label:27} {value:.2f}")
+assert matching["both, 1 back"] < 0.5 * min(matching[f"without {before}"], matching["both, 2 back"])
+assert matching["layer 0 cannot look 1 back"] < matching["layer 0 cannot look 2 back"]
+assert matching["layer 0 cannot look 1 back"] < matching[f"without {before}"]
 
 # %% [markdown]
+# The best previous-token head is not the only route. Without it the induction head still finds most of its keys. Forbidding layer 0 one token
+# back costs much more, since everything built on layer 0 loses that token, and with both cuts almost nothing is left. The control is not free
+# either (the model needs layer 0 for other things), but it costs clearly less. A head found by three methods is still not the whole mechanism.
+#
 # The same shows word by word. Look again at the two patterns of section 4. Where the stripe of the induction head is weakest, did the
 # previous-token head look elsewhere when it stood at the right key? First that word, then all words of the second halves.
 
 # %% label="word-by-word" tags=["nbval-check-output"]
 words = model.tokens(six_words[0])
 early, late_one = (shown[f"{name}.pattern"][0] for name in (before, induction[0]))
-weakest = min(range(7, 13), key=lambda i: late_one[i, i - 5])  # queries of the second half; right key 5 back
-print(f"weakest: {induction[0]} at '{words[weakest]}' looks at '{words[weakest - 5]}' with "
-      f"{late_one[weakest, weakest - 5]:.2f}; there {before} looked one back with "
-      f"{early[weakest - 5, weakest - 6]:.2f}")
+# queries of the second half are 7 ... 12, and the right key is 5 back
+weakest = min(range(7, 13), key=lambda i: late_one[i, i - 5])
+print(
+    f"weakest: {induction[0]} at '{words[weakest]}' looks at '{words[weakest - 5]}' with "
+    f"{late_one[weakest, weakest - 5]:.2f}; there {before} looked one back with "
+    f"{early[weakest - 5, weakest - 6]:.2f}"
+)
 pair = mi.record(model, rows, [f"{before}.pattern", f"{induction[0]}.pattern"])
 right_key = queries - half + 1
-told = pair[f"{before}.pattern"][
-    :, right_key, right_key - 1
-].flatten()  # did the key learn what came before it?
+# did the key learn what came before it?
+told = pair[f"{before}.pattern"][:, right_key, right_key - 1].flatten()
 match = pair[f"{induction[0]}.pattern"][:, queries, right_key].flatten()
 link = torch.corrcoef(torch.stack([told, match]))[0, 1].item()
 shuffled = [
@@ -846,7 +880,7 @@ assert link > max(shuffled) and match[told > 0.7].mean() > match[told < 0.3].mea
 # In `lab` we found heads with methods that we wanted to test. For a fair test the truth must come from elsewhere. `compiled.induction` is a
 # GPT-2 of two layers whose weights were set by hand: L0H0 writes the previous token into each token, L1H0 matches and copies. Two more heads
 # are decoys: they look at `<bos>` all the time and write loudly into a coordinate that nobody reads. Two are empty. Each method ranks the
-# six heads.
+# six heads. AUROC is the chance that a true head ranks above another: 1 is perfect, 0.5 is guessing.
 
 # %% label="scoreboard" tags=["nbval-check-output"]
 truth = compiled.induction()
@@ -880,17 +914,21 @@ print(f"{'chance':26} AUROC 0.50   found in the top 2: {board['first token']['ch
 assert board["the larger of the two"]["auroc"] == 1 and board["zero ablation (- effect)"]["auroc"] == 1
 assert board["first token"]["auroc"] < 0.5 and board["size of the write"]["recall_at_k"] < 1
 assert board["prefix matching"]["recall_at_k"] < 1
+effect_of = dict(zip(circuit_names, scores["zero ablation (- effect)"]))
+print("effect of zeroing a decoy:", ", ".join(f"{abs(effect_of[name]):.2f}" for name in truth.decoys))
+assert all(abs(effect_of[name]) < 1e-3 for name in truth.decoys)
 
 # %% [markdown]
 # Each attention score finds the head of its own kind and no other; a circuit of two kinds takes two scores. The decoys win "first token" and
-# "size of the write". Their attention is as sharp as can be, and switching them off changes nothing. So a sharp pattern proves no use.
+# "size of the write". Their attention is as sharp as can be, and switching them off changes nothing. So a sharp pattern proves no use. (Heads
+# that tie share a place: copying puts L1H0 first and cannot tell the other five apart, which makes 1 + 1/5 of 2, or 0.60.)
 #
 # **Where all of this fails.** In `compiled.backup` a name has to be repeated. L0H0 does it; L1H0 does the same, but only if L0H0 did not.
 
 # %% label="failure" tags=["nbval-check-output"]
 spare = compiled.backup()
 double = spare.wrap()
-spans = [(2, 3)] * len(spare.task)  # <bos> then NAME says
+spans = [(2, 3)] * len(spare.task)  # prompts are "<bos> then NAME says": the name is token 2
 gone = [causal.ablation([f"{site}.z" for site in sites]) for sites in ([], ["L0H0"])]
 looks = []
 for edits in gone:
@@ -908,7 +946,7 @@ assert looks[0]["L0H0"] > 0.99 > 0.01 > looks[0]["L1H0"] and looks[1]["L1H0"] > 
 # mechanism. Attention scores miss the second, single ablations miss both, and only the joint ablation shows the pair.
 #
 # **And in `lab`?** Here every head can be ablated, so the effects are the reference. Call a head *needed* when silencing it costs at least a
-# tenth of what the most important head costs. How well does each score find the needed heads? The null band comes from shuffled effects.
+# tenth of what the most important head costs. How well does each score find the needed heads? The null band comes from shuffled ranks.
 
 # %% label="lab-board"
 use = torch.tensor([-effects[name] for name in names])
@@ -934,7 +972,7 @@ show(
     ),
     alt="Bars of the AUROC of seven scores for finding the needed heads, beside the wide null band around"
     " 0.5.",
-    reading="Inside the band: no better than chance. 1 would be perfect.",
+    reading="Inside the band: not to be told from chance. 1 would be perfect.",
 )
 named = [n for n in names if max(previous[n], duplicate[n], induction_score[n]) > 0.5]
 for name in sorted(needed, key=lambda n: effects[n]):
@@ -962,9 +1000,9 @@ assert (
 assert max(auroc.values()) < null_band(shuffles).high and not set(needed) <= set(named)
 
 # %% [markdown]
-# The attention scores found the most important heads, and the story about them is true. But as a list of *all* heads that the task needs
-# they are hardly better than chance: most kinds of work have no name here, and a sharp pattern may be idle. Use them to form a hypothesis,
-# and an ablation to test it.
+# The attention scores found the most important heads, and the ablations bore their names out. But as a ranking of *all* 24 heads by need, no
+# score leaves the band (a wide one, since few heads are needed): some needed heads do work that has no name here, and a head may give much
+# of its attention to one kind of key and be idle. Use the scores to form a hypothesis, and an ablation to test it.
 #
 # ## 9. Rotary positions and grouped heads
 # `lab-llama` read the same world with the architecture of Llama. Two things change. First, **RoPE** ([@su2021roformer]): positions are not
@@ -1014,7 +1052,7 @@ assert max(lines[f"lab, {before}"]) == 0 and min(max(line) for line in list(line
 
 # %% [markdown]
 # Does it matter for the pattern? Three attempts to compute the patterns of these two heads from states and weights: with the right matrix
-# for each offset, with that of offset 0 for all pairs, and with the best compromise, the mean matrix over the offsets that occur.
+# for each offset, with that of offset 0 for all pairs, and with a compromise, the mean matrix over the offsets that occur.
 
 # %% label="one-matrix" tags=["nbval-check-output"]
 for kind, name in picks.items():
@@ -1037,11 +1075,12 @@ for kind, name in picks.items():
 
 # %% [markdown]
 # The previous-token head lives by the offset: with any single matrix nearly all its attention lands elsewhere. The induction head matches
-# words and not distances, so one matrix describes it almost, but not quite. How much the offset matters has to be measured for each head.
+# words and not distances. Its matrix changes with the offset too, yet one matrix describes its pattern almost, but not quite. How much the
+# offset matters has to be measured for each head.
 #
 # Second, **grouped heads** ([@ainslie2023gqa]): here four query heads share two heads of keys and values. $W_Q$ and $W_O$ belong to one query
-# head, $W_K$ and $W_V$ to a group. So the survey's statement that every head has its own $W_K$ and $W_V$ does not hold, and neither does
-# $d_{head} = d / H$ in general. For interventions it means: whoever edits the keys of one head edits the group. The next cell zeroes, one at
+# head, $W_K$ and $W_V$ to a group. So the survey's statement that every head has its own $W_K$ and $W_V$ does not hold. ($d_{head} = d / H$, which
+# holds here, is not general either: some models choose $d_{head}$ freely.) For interventions it means: whoever edits the keys of one head edits the group. The next cell zeroes, one at
 # a time, four parts of head 0 in one layer, and shows how much the results of *all* heads of the layer change.
 
 # %% label="groups"
@@ -1082,9 +1121,10 @@ print(
 #   costs), and with RoPE one matrix per offset (section 9). The column form also does not fit the row form of Eq. 4.
 # - **Table 1 gives a head's output $d_{head}$ columns, Eq. 5 gives it $d$.** These are z and result (section 3). $b_O$ is missing from the sum
 #   over heads.
-# - **Each head with its own $W_K$, $W_V$ and $d_{head} = d/H$.** Not with grouped heads (section 9).
-# - **"Induction heads copy previous tokens."** They look at the token after an earlier copy; a previous-token head is another head, and both are
-#   needed (sections 4 and 7).
+# - **Each head with its own $W_K$, $W_V$ and $d_{head} = d/H$.** The first fails with grouped heads, the second in models that set $d_{head}$ apart
+#   (section 9).
+# - **"Induction heads copy previous tokens."** They look at the token after an earlier copy; a previous-token head is another head, on whose write the
+#   first relies in part (sections 4 and 7).
 # - **Attention magnitude as importance.** The survey itself warns that magnitude is presence, not necessity. Section 8 shows a decoy, a
 #   backup head, and a head of `lab` for which that is so.
 #
@@ -1179,7 +1219,7 @@ quiz(
                 ),
                 (
                     "Not known: the score assumes that the head reads raw embeddings. Measure it on the states that it really reads.",
-                    "In this chapter the sign can change when the states are put in. The weights alone cannot know what earlier layers write.",
+                    "In this chapter the sign of copying changed when the states were put in. The weights alone cannot know what earlier layers write.",
                     True,
                 ),
                 (

@@ -78,6 +78,12 @@ def qk_with(order=(0, 1), scale=lambda W: W.shape[1] ** 0.5, drop=(), first=Fals
     return answer
 
 
+def qk_with_biases_in_the_corner(W_Q, b_Q, W_K, b_K):
+    M = torch.zeros(len(W_Q) + 1, len(W_K) + 1)
+    M[:-1, :-1], M[-1, -1] = W_Q @ W_K.T, b_Q @ b_K
+    return M / W_Q.shape[1] ** 0.5
+
+
 def qk_without_corner(W_Q, b_Q, W_K, b_K):
     form = qk_by_cat(W_Q, b_Q, W_K, b_K)
     return form - torch.nn.functional.pad(form[-1:, -1:], (len(W_Q), 0, len(W_Q), 0))
@@ -152,6 +158,11 @@ def prefix_rolled(pattern, tokens):
     return (pattern * wanted).sum(1)[wanted.any(1)].mean().item()
 
 
+def prefix_after_any_copy(pattern, tokens):
+    masses = [pattern[i, j + 1].item() for i, t in enumerate(tokens) for j, u in enumerate(tokens[:-1]) if t == u]
+    return sum(masses) / len(masses)
+
+
 # --- heads.copying ---------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +194,17 @@ def copying_over_tokens(writes, W_U, tokens):
     logits = writes @ W_U
     z = (logits - logits.mean(0)) / logits.std(0).clamp(min=1e-9)
     return z[torch.arange(len(tokens)), tokens].mean().item()
+
+
+def copying_all_pairs(writes, W_U, tokens):
+    logits = writes @ W_U
+    return ((logits[:, tokens] - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)).mean().item()
+
+
+def copying_among_own(writes, W_U, tokens):
+    logits = writes @ W_U
+    own = logits[torch.arange(len(tokens)), tokens]
+    return ((own - own.mean()) / logits.std()).mean().item()
 
 
 # --- heads.k_composition ---------------------------------------------------------------------------------------------
@@ -237,6 +259,7 @@ WRONG = {
         "no b_K": (qk_with(drop=("b_K",)), "b_K is missing"),
         "no b_Q": (qk_with(drop=("b_Q",)), "b_Q is missing"),
         "no corner": (qk_without_corner, "The corner is missing"),
+        "biases in the corner only": (qk_with_biases_in_the_corner, "meet each other but no state"),
         "ones first": (qk_with(first=True), "The biases stand first"),
         "weights only": (lambda W_Q, b_Q, W_K, b_K: W_Q @ W_K.T / W_Q.shape[1] ** 0.5, "Make room for the biases"),
         "wrong axis": (lambda W_Q, b_Q, W_K, b_K: W_Q.T @ W_K, "The product runs over d"),
@@ -277,6 +300,7 @@ WRONG = {
         "over pairs": (prefix_over_pairs, "runs over (query, key) pairs"),
         "mean over keys": (prefix_with(reduce=lambda p: p.mean()), "attention to several keys adds up"),
         "rolled": (prefix_rolled, "wraps round"),
+        "any copy": (prefix_after_any_copy, "Only earlier positions do"),
     },
     "heads.copying": {
         "loud": (copying_with(spread=lambda x: 1.0), "The length of a write counts"),
@@ -290,6 +314,8 @@ WRONG = {
         ),
         "absolute": (copying_with(after=lambda z: z.abs().mean()), "The absolute value hides suppression"),
         "sum": (copying_with(after=lambda z: z.sum()), "take the mean"),
+        "all tokens for each write": (copying_all_pairs, "takes every token's logit for every write"),
+        "mean of the own logits": (copying_among_own, "comes out as 0 whatever"),
     },
     "heads.k_composition": {
         "not divided": (lambda W_OV, W_QK: (W_OV @ W_QK.T).norm().item(), "not divided by the two norms"),

@@ -191,6 +191,8 @@ def _qk_probe(d: int, size: int) -> Probe:
     without["biases"][-1], without["biases"][:, -1] = 0, 0
     without["corner"][-1, -1] = 0
     without["b_K"][:, -1], without["b_Q"][-1] = 0, 0
+    without["mixed"] = without["biases"].clone()
+    without["mixed"][-1, -1] = right[-1, -1]
     return Probe(
         tried=f"random weights with d = {d} and d_head = {size}; expected from scores of single states",
         args=(W_Q, b_Q, W_K, b_K),
@@ -203,6 +205,8 @@ def _qk_probe(d: int, size: int) -> Probe:
             "Queries and keys are swapped: [x_i, 1] on the left is the query, so W_Q comes first.": right.T,
             "The biases are missing: the last row and column are 0.": without["biases"],
             "The corner is missing: b_Q meets b_K there, when both appended ones meet.": without["corner"],
+            "The biases meet each other but no state. The last column is the query of each state times b_K, the last "
+            "row is b_Q times the key of each state.": without["mixed"],
             "b_K is missing: the last column should score queries by it.": without["b_K"],
             "b_Q is missing: the last row should score keys by it.": without["b_Q"],
             "The biases stand first; the 1 is appended at the end of a state, so they belong last.": right.roll(
@@ -360,6 +364,7 @@ def _check_prefix_matching() -> Iterator[Probe]:
             ),
             "This is the attention to the token before the query (a previous-token head).": 0.125,
             "The mean runs over all queries, also over those whose token is new and that have nothing to match.": 0.25,
+            "The token itself and later ones count as its copies. Only earlier positions do, j < i.": 0.15,
             "This is a sum over queries; take the mean.": 1.5,
             "The pattern is read as [key, query]: rows are queries.": 0.0,
             ROLLED: (0.5 + 0.5 + 0.625) / 4,
@@ -458,6 +463,10 @@ def _check_copying() -> Iterator[Probe]:
             "The mean of the row was not taken away.": either(1 / math.sqrt(0.16), 1 / math.sqrt(0.2)),
             "The sum over tokens was taken; take the mean.": either(3 * z[0], 3 * z[1]),
             "The sign is turned round: copying is positive.": either(-z[0], -z[1]),
+            "`logits[:, tokens]` takes every token's logit for every write. Each write has one own token: "
+            "`logits[torch.arange(n), tokens]`.": either((z[0] - 2 * 0.5) / 3, (z[1] - 2 * 0.2 / math.sqrt(0.2)) / 3),
+            "This comes out as 0 whatever the head writes. For each write take the logit of its own token, minus the "
+            "mean of its row.": lambda got: abs(got) < 1e-4,
             "Mean and standard deviation must run over the vocabulary (the last axis), not over the tokens.": (
                 lambda got: 0 < got < 1.7
             ),
