@@ -29,7 +29,7 @@ from mi_course.models import weights
 from mi_course.objects import Scores
 from mi_course.objects.decompose import decompose_residual, direct_logit_attribution
 from mi_course.objects.weights import fold_norms, head, neuron_values
-from mi_course.teach import Question, bars, check, curves, heatmap, quiz, show
+from mi_course.teach import Question, bars, check, curves, heatmap, hint, quiz, show  # noqa: F401
 from mi_course.world import compiled, lexicon
 
 torch.set_grad_enabled(False)  # this chapter reads, it trains nothing
@@ -77,7 +77,9 @@ def embed(W_E, W_pos, ids):
 embed = check("residual.embed", embed)
 
 # %% [markdown]
-# `mi.record` runs the model and keeps the **sites** that you name: `x0` is what block 0 reads, `x1` what block 1 reads, and so on.
+# `mi.record` runs the model and keeps the **sites** that you name: `x0` is what block 0 reads, `x1` what block 1 reads, and so on. Other
+# sites of this chapter: `L2H1` is what head 1 of layer 2 writes, `mlp2` what the FFN of layer 2 writes, and `@-1` behind a name takes the
+# last token only.
 
 # %% label="first-state" tags=["nbval-check-output"]
 recorded = mi.record(model, [prompt], ["x0"])["x0"]
@@ -101,7 +103,8 @@ for word in ("paris", "nurse", "tennis", "granite", "hot", "7"):
     print(f"{word:8}", "  ".join(nearest(word)))
 
 # %% [markdown]
-# Cities stand beside cities, jobs beside jobs: the model has learned it from how the words are used. But a handful of neighbours proves
+# Cities stand beside cities, jobs beside jobs: the model has learned it from how the words are used. (`heiss` and `chaud` are German and
+# French for hot: the world has a translation task.) But a handful of neighbours proves
 # little, since one can always tell a story about four words. The next exercise makes a number of it, and the cell after that gives the
 # number a **null**: what it would be if there were nothing to find.
 
@@ -159,8 +162,9 @@ assert margin > max(shuffles) + 0.1 and cosines(opposites) > cosines(others)
 # Categories are real, many standard deviations outside the null. And opposites are *nearer* to each other than to other adjectives: an
 # embedding puts together words that are **used alike**, which is not the same as meaning the same.
 #
-# **What do positions do?** Give every position the mean position vector, so that the model no longer knows the order of words. Which tasks
-# need it? The bars show the change in accuracy.
+# **What do positions do?** Give every position the mean position vector, so that the embedding no longer tells the order of words. Which of
+# the tasks of chapter 00 need it? (`copying` continues a sequence shown once; `ioi` asks which of two people gets something.) The bars show
+# the change in accuracy.
 
 # %% label="no-positions"
 def change_without_positions(name):
@@ -213,7 +217,8 @@ for each in (model, llama):
 assert same == 1 and moved < 1e-3 and same_after_shift(model)[0] < 0.9
 
 # %% [markdown]
-# `lab-llama` does not notice. `lab` does, but part of its trouble is that it has never seen `<bos>` anywhere but at position 0.
+# `lab-llama` does not notice. `lab` does. The test is harsh on it: `<bos>` moves as well, which `lab` has never seen
+# anywhere but at position 0.
 #
 # ## 2. Reads and writes
 # From $x^0$ on, nothing is ever replaced. Each layer **reads** the state, computes something, and **writes** it by adding. This running sum
@@ -308,8 +313,8 @@ assert min(errors["as printed"]) > 0.3 and min(errors["gains folded"]) > 0.3
 assert max(errors["one scale"]) < min(max(errors["as printed"]), max(errors["gains folded"]))
 
 # %% [markdown]
-# The last column is worth a second look: replacing each token's own scale by one constant costs little. So a norm is not far from a linear
-# map, which will make section 4 useful: there we hold the scale fixed.
+# The last column is worth a second look: one constant in place of each token's own scale is far less wrong than no norm, but not right.
+# Section 4 holds the scale fixed, too, but for each token at the value that it really had; that is exact.
 #
 # And the whole model without norms (gains folded, final norm kept)? The cell counts how often it predicts the same next word as `lab`. The
 # control says how often two predictions agree that have nothing to do with each other: those at randomly paired tokens.
@@ -439,7 +444,8 @@ print(f"the embedding is {100 * share:.0f} % as long as the last state")
 assert of_words == sorted(of_words) and of_words[-1] > 5 * of_words[0]
 
 # %% [markdown]
-# Lengths grow with depth, as they do in real models, there about exponentially ([@heimersheim2023residual]). Since every reader divides by
+# The third line runs close to the first: together the writes are about as long as if they were at right angles. Lengths grow with depth,
+# as they do in real models, there about exponentially ([@heimersheim2023residual]). Since every reader divides by
 # the size of the state, a write of fixed length counts for less and less as others are added. Two lessons: comparing the size of writes
 # *across* layers says little, and `<bos>`, which is the same in every prompt and behaves like no other token, should be kept out of averages.
 #
@@ -472,7 +478,8 @@ layer_norm = check("residual.layer_norm", layer_norm)
 # %% [markdown]
 # The logit lens (survey, Eq. 16; chapter 09) reads a state of *any* layer as if it were the last. The survey prints it without the final
 # norm. How often does leaving it out change the winner? For each layer, the cell reads the most likely next word after no norm, after
-# centring, after dividing as well, after the gain as well, and counts how often it differs from that of the full norm.
+# centring, after dividing as well, after the gain as well, and counts how often it differs from that of the full norm. The last column
+# counts how often the winner is the very word that the state belongs to.
 
 # %% label="ranking" tags=["nbval-check-output"]
 final = weights.unembedding(model)
@@ -506,8 +513,8 @@ assert changed[-1][3] > 0.01 and abs(changed[-1][0] - changed[-1][1]) < 0.01
 
 # %% [markdown]
 # Read the last row: without the norm, Eq. 16 disagrees with the model at the model's *own last layer*. The columns say which part is to
-# blame. Dividing by the scale changes no ranking, as it must; centring hardly matters here, since the mean of a state is near 0; what is
-# left after the gain is due to the bias, which the usual account ("centring and gain change the ranking") forgets. Which part matters
+# blame. Dividing by the scale changes no ranking, as it must; centring hardly matters here; what is left
+# after the gain is due to the bias, which the usual account ("centring and gain change the ranking") forgets. Which part matters
 # differs from model to model, so keep all of them.
 #
 # The last column is a trace of tied embeddings: at $x^0$ the lens reads the word that is already there. The layers have to overwrite it.
@@ -578,7 +585,7 @@ assert all((total - truth).abs().max() > 0.05 for name, total in sums.items() if
 #
 # ## 5. Which writes matter?
 # The ten largest direct contributions, averaged over the prompts. The null asks what such a number is worth: for the same writes, replace
-# target and foil by two *random* answer words, 20 times. Its band is the mean -+ 2 standard deviations (s.d.) of the draws.
+# target and foil by two *random* answer words, 20 times. Its band is the mean ± 2 standard deviations (s.d.) of the draws.
 
 # %% label="which-writes"
 mean = values.mean(1)
@@ -634,10 +641,11 @@ assert all(abs(share - true) < 1e-4 for share, true in zip(kept, (0, 1, 0)))
 
 # %% [markdown]
 # `L0H0` writes eight times as much as the head that does the work, its direct attribution is +2, and switching it off changes *nothing*: its
-# eraser then has nothing to erase. The eraser looks harmful or helpful depending on who is there. Length shows presence; direct attribution
-# shows one path; only switching off shows the effect.
+# eraser then has nothing to erase. The eraser `L1H0` looks harmful in both columns, and yet it only undoes what `L0H0` did. Length shows
+# presence; direct attribution shows one path; only switching off shows the effect.
 #
-# **In `lab`.** The same comparison for all heads and FFNs on `retrieval`, sorted by what is lost when the component is set to zero.
+# **In `lab`.** The same comparison for all heads and FFNs on 60 of the `retrieval` prompts, sorted by how much of the logit difference is
+# lost when the component is set to zero.
 
 # %% label="direct-total" tags=["nbval-check-output"]
 some = test.subset(60)
@@ -687,7 +695,8 @@ read_message = check("residual.read_message", read_message)
 
 # %% [markdown]
 # The plot shows how often the message is read correctly, by layer, on test prompts. Controls: the codes of another head of the same layer;
-# and, as null band, random codes of the same length. Chance is one in the number of words.
+# and, as null band, random codes of the same length. Chance is one in the number of words. The last line takes the head's own write out of
+# the sum again: what can be read then has been written by *others*.
 
 # %% label="mailbox"
 train = tasks["train"]
@@ -702,13 +711,21 @@ layer, number = int(writer[1]), int(writer[3])
 other = f"L{layer}H{(number + 1) % H}"
 xs = [f"x{l}@-1" for l in range(L + 1)]
 seen = mi.record(model, train.prompts, [*xs, f"{writer}@-1", f"{other}@-1"])
-new = mi.record(model, test.prompts, xs)
+new = mi.record(model, test.prompts, [*xs, f"{writer}@-1"])
 
 
-def readable(codes):
-    """Share of test prompts whose answer is read correctly from x^0 ... x^L with these codes [K, d]."""
-    means = [seen[x].mean(0) for x in xs]
-    return [(read_message(new[x], m, codes) == told["test"]).float().mean().item() for x, m in zip(xs, means)]
+def readable(codes, without=None):
+    """Share of test prompts whose answer is read correctly from x^0 ... x^L with these codes [K, d].
+
+    `without` names a head whose own write is taken out of the states that hold it.
+    """
+    shares = []
+    for l, x in enumerate(xs):
+        old, state = seen[x], new[x]
+        if without and l > layer:
+            old, state = old - seen[f"{without}@-1"], state - new[f"{without}@-1"]
+        shares.append((read_message(state, old.mean(0), codes) == told["test"]).float().mean().item())
+    return shares
 
 
 def codes_of(site):
@@ -716,34 +733,44 @@ def codes_of(site):
 
 
 own, control = readable(codes_of(writer)), readable(codes_of(other))
+echo = readable(codes_of(writer), without=writer)
 length = (codes_of(writer) - codes_of(writer).mean(0)).norm(dim=1, keepdim=True)
 generator = torch.Generator().manual_seed(0)
 unit = torch.nn.functional.normalize(torch.randn(20, len(answers), d, generator=generator), dim=-1)
 null = [readable(draw) for draw in unit * length]
 show(
     curves(
-        list(range(L + 1)), {f"codes of {writer}": own, f"codes of {other}": control}, null=null,
+        list(range(L + 1)),
+        {f"codes of {writer}": own, f"codes of {other}": control, f"{writer} taken out": echo}, null=null,
         xlabel="read from x^l", ylabel="share read correctly", title=f"Reading the message of {writer}",
     ),
     alt="Share of messages read correctly from each layer. With the codes of the chosen head it is at chance "
     "up to the layer of the head, then jumps to nearly 1 and stays there; with another head's codes and with "
-    "random codes it stays at chance.",
-    reading="Nothing before the head has written; nearly everything after it, up to the last layer.",
+    "random codes it stays at chance. With the head's own write taken out it is low right after the head and "
+    "rises in later layers.",
+    reading="Nothing can be read before the head has written, nearly everything after it. "
+    "Later layers repeat the message.",
 )
 print(f"{writer}: {own[layer]:.2f} before it writes, {own[layer + 1]:.2f} after, {own[L]:.2f} at the end")
+print(f"its own write taken out: {echo[layer + 1]:.2f} right after it, at most {max(echo):.2f} later")
 print(f"chance {1 / len(answers):.2f}; at most {max(max(draw) for draw in null):.2f} with random codes")
+assert echo[layer + 1] < 0.5 < max(echo)
 assert own[layer] < 0.3 and min(own[layer + 1 :]) > 0.8 and max(max(draw) for draw in null) < 0.2
 
 # %% [markdown]
-# The message appears in the layer where the head writes, and stays until the end, although every later layer adds to the same 128 numbers.
-# That one *can* read it does not mean that the model does. What later parts read of it can be computed, too.
+# The message appears in the layer where the head writes, and can be read until the end, although every later layer adds to the same 128
+# numbers. Right after the head this is mostly the head's own write. Further up it is not only that: take the write out, and much of the
+# message is still there, since later components write the answer in a similar direction. A code tells *what* has been written, and only
+# with such a control *who* wrote it.
+#
+# That one *can* read a message does not mean that the model does. What later parts read of it can be computed, too.
 #
 # **Virtual weights.** A neuron of an FFN reads the stream with its **key**, a vector (chapter 03): its input is key · norm(x). Since x is a
 # sum, this input splits over the writers exactly like a logit: same formula, another norm, the key in place of the unembedding. So what a
 # reader takes from a writer is a product of matrices that are nowhere stored as one, a *virtual weight* ([@elhage2021mathematical]).
 #
 # First on known ground: in the compiled model `lookup` six neurons of layer 0 write one fact each, two decoys write noise, and head `L1H0`
-# carries what it finds to the output. The cell multiplies three matrices, without running a prompt: neuron values, the head's
+# carries facts, not noise, to the output. The cell multiplies three matrices, without running a prompt: neuron values, the head's
 # $W_{OV} = W_V W_O$ and the unembedding. (Both norms have a fixed scale in this model; `gain * scale` is 1.)
 
 # %% label="virtual" tags=["nbval-check-output"]
@@ -764,7 +791,8 @@ for j, row in enumerate(table):
 # %% [markdown]
 # Every fact is read off the weights. In `lab`: which neuron listens most to the head whose message we read? For all neurons at or after its
 # layer, the cell takes the part of the neuron's input that comes from the head, and its spread over prompts (a message must differ between
-# prompts). The null: random keys, as long as the real ones. Then it splits the input of the keenest listener over all writers.
+# prompts). The null: random keys. All keys are scaled to length 1 here, so that none wins by being long. Then the cell splits the real
+# input of the keenest listener over all writers.
 
 # %% label="listener" tags=["nbval-check-output"]
 first = len(names) - 1 - L * (H + 2)
@@ -774,9 +802,8 @@ for l in range(layer, L):
     before = writes[: first + l * (H + 2) + H + 1]  # what x^mid of layer l is made of
     message = writes[names.index(writer)]
     seen_by_ffn = (message - message.mean(-1, keepdim=True)) * read.scale(before.sum(0)) * read.gain
-    random_keys = torch.nn.functional.normalize(torch.randn(d, 2000, generator=generator), dim=0)
-    random_keys = random_keys * keys.norm(dim=0).mean()
-    spread[l] = (seen_by_ffn @ keys).std(0), (seen_by_ffn @ random_keys).std(0)
+    unit, random_unit = (k / k.norm(dim=0) for k in (keys, torch.randn(d, 2000, generator=generator)))
+    spread[l] = (seen_by_ffn @ unit).std(0), (seen_by_ffn @ random_unit).std(0)
 l = max(spread, key=lambda l: spread[l][0].max())
 j = spread[l][0].argmax().item()
 listeners = sum((own > null.max()).sum().item() for own, null in spread.values())
@@ -792,13 +819,16 @@ gap = (ffn.act(heard.sum(0) + ffn.b_in[j]) - activation).abs().max().item()
 loudest = heard[:-1].std(1).topk(4).indices.tolist()
 print("its input splits over the writers, error below 0.001:", gap < 1e-3)
 print("whose part varies most:", ", ".join(f"{names[i]} {heard[i].std():.2f}" for i in loudest))
-assert gap < 1e-3 and listeners > 0 and own[j] > null.max()
+assert gap < 1e-3 and listeners > 0 and own[j] > null.max() and names[loudest[0]] == writer
 
 # %% [markdown]
+# A few neurons listen to the head more than any random direction would; most do not. And what varies in the input of the keenest is mostly
+# what this one head says.
+#
 # ## 7. Scoreboard
 # Three ways to rank heads, scored on compiled models, where the heads that carry the behaviour are known: the length of the write, the size
-# of the direct attribution, and zero ablation (chapter 06). AUROC is the chance that a true head ranks above another: 1 is perfect, 0.5 is
-# guessing. We take every compiled model in which some head *outside* the answer writes something; in the others a method need only notice
+# of the direct attribution, and zero ablation (chapter 06). AUROC is the chance that a true head ranks above one that is not: 1 is perfect, 0.5
+# is guessing. We take every compiled model in which some head *outside* the answer writes something; in the others a method need only notice
 # who writes at all.
 
 # %% label="scoreboard" tags=["nbval-check-output"]
@@ -871,7 +901,7 @@ assert board["constant_bias"][1] == 0.5 and average[2] > band.high > average[0]
 # ## 10. The same on a real model
 # The accounts of this chapter, on `lab`, on `lab-llama` (RMSNorm, no position vectors, no biases) and on a model of your choice: do the
 # writes sum to the state, do the contributions sum to the logit, and does the norm change the winner? Errors are relative to the largest
-# value.
+# value. The last share is over all tokens, `<bos>` among them, so it differs a little from the table of section 4.
 
 # %% label="real" tags=["nbval-check-output"]
 def accounts(m, prompts):

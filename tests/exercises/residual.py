@@ -325,6 +325,10 @@ def message_loudest(states, mean_state, codes):
     return ((states - mean_state) @ (codes - codes.mean(0)).T).argmax(-1)
 
 
+def message_by_cosine(states, mean_state, codes):
+    return torch.cosine_similarity((states - mean_state)[:, None], (codes - codes.mean(0))[None], dim=-1).argmax(-1)
+
+
 def message_centres_in_place(states, mean_state, codes):
     codes -= codes.mean(0)
     return torch.cdist(states - mean_state, codes).argmin(-1)
@@ -462,6 +466,7 @@ WRONG = {
             "Divide by it",
         ),
         "not centred": (attribution_with(centre=lambda w: w), "were not centred"),
+        "mean of x": (attribution_with(centre=lambda w: w - w.sum(0).mean(-1, True)), "The mean of the whole state"),
         "centred over writes": (attribution_with(centre=lambda w: w - w.mean(0)), "over the writes (axis 0)"),
         "no gain": (attribution_with(gain_power=0), "The gain is missing"),
         "gain on the bias": (
@@ -486,6 +491,7 @@ WRONG = {
         "both raw": (message_with(x=lambda x, m: x, codes=lambda c: c), "The mean state was not taken away"),
         "farthest": (message_with(choose=lambda distance: distance.argmax(-1)), "farthest away"),
         "dot product": (message_loudest, "prefers loud codes"),
+        "cosine": (message_by_cosine, "The cosine sees directions only"),
         "distances": (message_with(choose=lambda distance: distance), "it should be int64"),
         "axis 0": (message_with(choose=lambda distance: distance.argmin(0)), "For each state, take the nearest"),
         "own batch": (message_with(x=lambda x, m: x - x.mean(0)), "centred by their own mean"),

@@ -554,6 +554,8 @@ def _check_attribution() -> Iterator[Probe | Callable]:
             "The writes were not centred. The norm subtracts the mean of x, and each write has its share in it.": (
                 with_bias(dot(writes * gain) / 3)
             ),
+            "The mean of the whole state was taken from every write. Centre each write by its own mean over d; these "
+            "means add up to the mean of x.": with_bias(dot((writes - x.mean(-1, keepdim=True)) * gain) / 3),
             "The mean was taken over the writes (axis 0) instead of over d (the last axis).": with_bias(
                 dot((writes - writes.mean(0)) * gain) / 3
             ),
@@ -660,6 +662,17 @@ def _check_read_message() -> Iterator[Probe]:
             "The states were centred by their own mean. Use mean_state, which comes from other prompts.": torch.cdist(
                 x - x.mean(0), codes - codes.mean(0)
             ).argmin(-1),
+        },
+    )
+    codes, states = torch.tensor([[-4.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.8, 0.1], [2.9, 0.1]])
+    yield Probe(
+        tried="two codes in one direction, one short and one long: codes [-4, 0], [1, 0], [3, 0], mean state 0, "
+        "states [0.8, 0.1] and [2.9, 0.1]",
+        args=(states, torch.zeros(2), codes),
+        expected=torch.tensor([1, 2]),
+        diagnose={
+            "The cosine sees directions only, so it cannot tell a short code from a long one. Take the smallest "
+            "distance.": lambda got: bool(got[0] == got[1]),
         },
     )
     g = torch.Generator().manual_seed(0)
