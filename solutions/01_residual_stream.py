@@ -760,7 +760,7 @@ assert own[layer] < 0.3 and min(own[layer + 1 :]) > 0.8 and max(max(draw) for dr
 # %% [markdown]
 # The message appears in the layer where the head writes, and can be read until the end, although every later layer adds to the same 128
 # numbers. Right after the head this is mostly the head's own write. Further up it is not only that: take the write out, and much of the
-# message is still there, since later components write the answer in a similar direction. A code tells *what* has been written, and only
+# message is still there, so later components have written something like it. A code tells *what* has been written, and only
 # with such a control *who* wrote it.
 #
 # That one *can* read a message does not mean that the model does. What later parts read of it can be computed, too.
@@ -822,7 +822,7 @@ print("whose part varies most:", ", ".join(f"{names[i]} {heard[i].std():.2f}" fo
 assert gap < 1e-3 and listeners > 0 and own[j] > null.max() and names[loudest[0]] == writer
 
 # %% [markdown]
-# A few neurons listen to the head more than any random direction would; most do not. And what varies in the input of the keenest is mostly
+# A few neurons listen to the head more than any of the random keys; most do not. And what varies in the input of the keenest is mostly
 # what this one head says.
 #
 # ## 7. Scoreboard
