@@ -14,8 +14,9 @@
 # - read a neuron by its contexts, by its value, and as a detector, each against chance
 # - recognise a neuron with several meanings
 #
-# **The claim.** An FFN is exactly a sum of neurons, activation times value. In `lab`, a fact of the world is written mainly by some tens of
-# neurons out of thousands; removing them breaks the fact, in other wordings too, and leaves other facts almost alone (survey, section 2.4).
+# **The claim.** An FFN is exactly a sum of neurons, activation times value (survey, section 2.4). In `lab`, a fact of the world is written
+# mainly by some tens of neurons out of thousands: removing 30 for each fact breaks about half of the facts, in other wordings too, and
+# leaves other facts almost alone.
 
 # %% label="setup"
 import copy
@@ -43,7 +44,7 @@ print(f"lab-llama: {gated.n_layers} layers x {gated.d_ffn} neurons, d = {gated.d
 
 # %% [markdown]
 # ## 1. A neuron is two vectors
-# The FFN of block $l$ reads the normed state $\hat x = \mathrm{LN}(x^{l,mid})$ and adds to the stream
+# The FFN of block $l$ reads the state after the attention, normed, $\hat x = \mathrm{LN}(x^{l,mid})$, and adds to the stream
 #
 # $$\mathrm{FFN}(\hat x) = \sigma(\hat x\, W_{in} + b_{in})\; W_{out} + b_{out}, \qquad W_{in} \in \mathbb{R}^{d \times d_{ffn}},\; W_{out} \in
 # \mathbb{R}^{d_{ffn} \times d}$$
@@ -55,7 +56,8 @@ print(f"lab-llama: {gated.n_layers} layers x {gated.d_ffn} neurons, d = {gated.d
 # $$s_j = \sigma(\hat x \cdot k_j + b_j), \qquad \mathrm{FFN}(\hat x) = \sum_j s_j\, v_j + b_{out}$$
 #
 # The key is a question to the state, the value an answer to add, and the activation says how loudly. [@geva2021transformer] read this as a
-# memory: a key per pattern, a value per pattern. Here it is with an explicit sum over the neurons, beside what the model computed.
+# memory: a key per pattern, a value per pattern. Here it is with an explicit sum over the neurons, beside what the model computed. The
+# sites to record are `mid4` (the state that the FFN of layer 4 reads, before the norm), `neurons4` (its activations) and `mlp4` (its output).
 
 # %% label="by_hand" tags=["nbval-check-output"]
 facts = world.task("facts", split="test", n=100)
@@ -122,8 +124,8 @@ for which, inner, outer, part in (
 
 # %% [markdown] exercise="neurons.partial_output" difficulty=2 minutes=8
 # ### Exercise: the FFN with some of its neurons
-# Write `partial_output(x, ffn, keep)`: normed states `[..., d]`, an FFN with `W_in`, `b_in`, `W_out`, `b_out` and `act`, and truth values
-# `[d_ffn]`. Return what the FFN writes when only the neurons in `keep` are on: $\sum_{j \in keep} s_j v_j + b_{out}$.
+# Write `partial_output(x, ffn, keep)`: normed states `[..., d]`, an FFN with `W_in`, `b_in`, `W_out`, `b_out` and `act`, and `keep`, truth
+# values `[d_ffn]`. Return what the FFN writes when only those in `keep` are on: $\sum_{j \in keep} s_j v_j + b_{out}$.
 
 
 # %%
@@ -159,7 +161,7 @@ def likeness(order, n):
     cosines = []
     for x, first in zip(last, order[:, :n]):
         keep = torch.isin(torch.arange(model.d_ffn), first)
-        part, whole = (partial_output(x, ffn, some) - ffn.b_out for some in (keep, keep | True))
+        part, whole = (partial_output(x, ffn, some) - ffn.b_out for some in (keep, torch.ones_like(keep)))
         cosines.append(torch.cosine_similarity(part, whole, dim=0))
     return torch.stack(cosines).mean().item()
 
@@ -172,6 +174,8 @@ for n in (10, 30, 100, 300):
     assert row["largest"] > row["random"] + 0.05
 
 # %% [markdown]
+# The ten largest give most of the direction already, ten random ones little of it. At one token, few neurons matter.
+#
 # ## 3. Gated FFNs: two keys
 # Llama, Qwen, Gemma and Mistral use another form [@shazeer2020glu], which the survey does not give:
 #
@@ -267,7 +271,7 @@ assert (s_lab == 0).float().mean() < 0.01 and abs(spearman(rates["s > 0"], rates
 #   0" is no meaning of active, "s > 0" is a choice, and what is not active still writes.
 # - In the gated model "gate > 0" and "s > 0" rank the neurons in unrelated ways. The released code for language neurons counts gate > 0; a
 #   reader of the survey would count s > 0.
-# - Frequency and size disagree as well.
+# - Frequency and size disagree as well: how often a neuron writes more than 0.1 is yet another ranking, in both models.
 #
 # Does what the "inactive" neurons write matter? Cut every activation of `lab` off at 0, which leaves neurons with s > 0 as they are, and
 # look at the loss on the documents (nats per token).
@@ -369,8 +373,7 @@ assert scores["direct contribution to the answer"] == 0.5
 
 # %% [markdown]
 # The two magnitudes are worse than guessing, since the decoys are the loudest neurons. The direct contribution, which is the tool of the
-# next section, is blind here: the neurons fire at the country, and what they write reaches the last word only through a head. Keep that in
-# mind.
+# next section, is blind here: the neurons fire at the country, and what they write reaches the last word only through a head.
 #
 # ## 6. A memory that was learned
 # `lab` has read where landmarks stand, what they are made of, and who designed them. At the last token, neuron $j$ of any layer adds
@@ -400,7 +403,7 @@ direct_contribution = check("neurons.direct_contribution", direct_contribution)
 # layer 5.
 
 # %% label="one_fact" tags=["nbval-check-output"]
-L, F = model.n_layers, model.d_ffn
+L, M = model.n_layers, model.d_ffn
 
 
 def contributions(task):
@@ -421,14 +424,15 @@ assert torch.allclose(
 )
 print(facts.prompts[0], "->", facts.targets[0], " (foil:", facts.foils[0] + ")")
 for index in added[0].flatten().argsort(descending=True)[:5].tolist():
-    l, j = divmod(index, F)
+    l, j = divmod(index, M)
     words = neurons.promoted(model, neuron_values(model, l)[j : j + 1], k=6)[0]
     print(f"  L{l}N{j:<4} adds {added[0, l, j]:.2f} logits   its value promotes: {' '.join(words)}")
 print("mean over all facts, by layer:", "  ".join(f"{value:.2f}" for value in added.sum(2).mean(0)))
 
 # %% [markdown]
 # Look at the word lists. Few of them show the answer: to raise a logit difference, a value only has to favour the answer over the foil, and
-# it may favour other words more. And no neuron does it alone.
+# it may favour other words more. And no neuron does it alone. The last line adds up the neurons of each layer: the late layers write
+# the answer.
 #
 # How concentrated is the memory? Take the positive contributions of one fact. How many neurons make up half of them, and how many would
 # there be if all counted the same (the participation ratio $(\sum c)^2 / \sum c^2$)?
@@ -439,7 +443,7 @@ half = (positive.cumsum(1) < positive.sum(1, keepdim=True) / 2).sum(1) + 1
 ratio = positive.sum(1) ** 2 / positive.square().sum(1)
 top_share = (positive[:, 0] / positive.sum(1)).mean()
 print(
-    f"of {L * F} neurons {half.float().median():.0f} make up half; share of the largest one: {top_share:.2f}"
+    f"of {L * M} neurons {half.float().median():.0f} make up half; share of the largest one: {top_share:.2f}"
 )
 print(f"participation ratio {ratio.median():.0f} (medians over {len(facts)} facts)")
 assert 10 < half.float().median() < 300
@@ -453,7 +457,8 @@ assert 10 < half.float().median() < 300
 # %% [markdown] exercise="neurons.ablation_effect" difficulty=4 minutes=12
 # ### Exercise: remove chosen neurons, fact by fact
 # Write `ablation_effect(model, task, chosen)`: `chosen` is `[n, n_layers, d_ffn]`, True for the neurons to remove from prompt i. Set them to
-# zero at all positions and return F(ablated) - F(base) for each prompt, `[n]`. `task.measure(model)` gives F; `mi.edit("neurons2", f)` replaces
+# zero at all positions and return F(ablated) - F(base) for each prompt, `[n]`. F is the metric of the task (for the facts the difference of
+# the two logits), and `task.measure(model)` gives it, `[n]`; `mi.edit("neurons2", f)` replaces
 # the activations of layer 2, `[n, T, d_ffn]`, by `f` of them; `with mi.intervene(model, *edits):` makes it so.
 
 
@@ -486,7 +491,7 @@ ablation_effect = check("neurons.ablation_effect", ablation_effect)
 
 # %% label="dose"
 def largest(values, k):
-    """True at the k largest of each row: [n, L, F] -> bool [n, L, F]."""
+    """True at the k largest of each row: [n, L, M] -> bool [n, L, M]."""
     flat = values.flatten(1)
     return torch.zeros_like(flat, dtype=torch.bool).scatter(1, flat.topk(k).indices, True).view_as(values)
 
@@ -505,11 +510,11 @@ other = [
 doses, base = [3, 10, 30, 100, 300], facts.accuracy(model)
 lines = {
     "most for this fact": [base + change(facts, largest(added, k)) for k in doses],
-    "most active": [base + change(facts, largest(written, k)) for k in doses],
+    "writes most": [base + change(facts, largest(written, k)) for k in doses],
     "most for another fact": [base + change(facts, largest(added, k)[other]) for k in doses],
 }
 random_sets = [
-    [base + change(facts, largest(added, k)[:, :, torch.randperm(F, generator=generator)]) for k in doses]
+    [base + change(facts, largest(added, k)[:, :, torch.randperm(M, generator=generator)]) for k in doses]
     for _ in range(4)
 ]
 figure = curves(
@@ -525,9 +530,9 @@ figure.axes[0].set_xticks(doses, doses)
 show(
     figure,
     alt="Share of facts still right against the number of neurons removed, 3 to 300. The line for "
-    "neurons that contribute most to the fact falls steeply; the line for the most active "
-    "neurons falls later; random neurons and those of another fact stay near the top.",
-    reading="Left to right: more neurons removed. Only the fact's own neurons bring it down quickly.",
+    "neurons that contribute most to the fact falls first and steeply; the line for the neurons that "
+    "write most falls later; random neurons and those of another fact stay near the top.",
+    reading="Left to right: more neurons removed. The fact's own neurons bring it down first.",
 )
 at_30 = doses.index(30)
 chance = null_band([draw[at_30] for draw in random_sets])
@@ -536,11 +541,11 @@ for name, line in lines.items():
     print(f"  {name:24} {line[at_30]:.2f}")
 print(f"  {'random, same layers':24} {chance.mean:.2f} (band {chance.low:.2f} to {chance.high:.2f})")
 assert base > 0.85 and lines["most for this fact"][at_30] < base - 0.3 < chance.low
-assert lines["most for this fact"][at_30] < lines["most active"][at_30] - 0.1
+assert lines["most for this fact"][at_30] < lines["writes most"][at_30] - 0.1
 
 # %% [markdown]
-# One percent of the neurons, chosen per fact, brings half of the facts down; one percent at random does nothing visible. The most active
-# neurons hurt less than the fact's own.
+# One percent of the neurons, chosen per fact, brings half of the facts down; one percent at random does nothing visible. The neurons that
+# write most hurt less than the fact's own, and those of another fact hardly at all.
 #
 # But careful: we removed what was measured to help *in this very prompt*, so something had to fall. Is it a memory of the fact? Then the
 # same 30 neurons must matter in another wording, which played no part in the choice. And what else do they hold: the object (any landmark
@@ -574,10 +579,8 @@ def elsewhere(same_answer):
 
 def other_relation(label, prompt):
     """Another fact about the same landmark."""
-    subject, relation = (
-        label["subject_text"],
-        rng.choice([r for r in LANDMARK_BODIES if r != label["relation"]]),
-    )
+    subject = label["subject_text"]
+    relation = rng.choice([r for r in LANDMARK_BODIES if r != label["relation"]])
     return LANDMARK_BODIES[relation][0].format(s=subject), landmarks[subject][relation]
 
 
@@ -588,8 +591,9 @@ questions = {
     "same subject, another relation": ask(other_relation),
     "another subject, another answer": ask(elsewhere(False)),
 }
+before = {name: task.accuracy(model) for name, task in questions.items()}
 lost = {name: change(task, chosen) for name, task in questions.items()}
-shuffles = [chosen[:, :, torch.randperm(F, generator=generator)] for _ in range(8)]
+shuffles = [chosen[:, :, torch.randperm(M, generator=generator)] for _ in range(8)]
 null = null_band([change(questions["the fact in other words"], shuffle) for shuffle in shuffles])
 show(
     bars(lost, null=null, xlabel="change of the share of right answers", title="What do these neurons hold?"),
@@ -600,8 +604,9 @@ show(
     "its band is a line at 0.",
 )
 for name, loss in lost.items():
-    print(f"{name:32} {loss:+.2f}")
+    print(f"{name:32} {loss:+.2f}  (right before: {before[name]:.2f})")
 print(f"{'random neurons':32} {null.mean:+.2f} (band {null.low:+.2f} to {null.high:+.2f})")
+assert min(before.values()) > 0.85
 assert lost["the fact in other words"] < -0.25 and lost["the fact in other words"] < null.low
 assert lost["another subject, another answer"] > 0.5 * lost["the fact in other words"]
 assert lost["another subject, same answer"] > lost["the fact in other words"]
@@ -619,12 +624,12 @@ assert lost["another subject, same answer"] > lost["the fact in other words"]
 def exact_effects(task):
     """F(ablated) - F(base) for every neuron alone, on a task of one prompt: [n_layers, d_ffn]."""
     base = task.measure(model)
-    rows = model.tokenize(model.tokenize(task.prompts).ids.expand(F, -1))
+    rows = model.tokenize(model.tokenize(task.prompts).ids.expand(M, -1))
     states = mi.record(model, task.prompts, [f"x{l}" for l in range(L)])
-    others, effects = ~torch.eye(F, dtype=torch.bool)[:, None], []
+    others, effects = ~torch.eye(M, dtype=torch.bool)[:, None], []
     for l in range(L):  # row j of the batch lacks neuron j; layers below are not computed again
         with mi.intervene(model, mi.edit(f"neurons{l}", lambda s: s * others)):
-            logits = model.resume(l, states[f"x{l}"].expand(F, -1, -1), rows, last=True)
+            logits = model.resume(l, states[f"x{l}"].expand(M, -1, -1), rows, last=True)
         effects.append((logits[:, task.target_ids(model)] - logits[:, task.foil_ids(model)])[:, 0] - base)
     return torch.stack(effects)
 
@@ -645,15 +650,15 @@ for name, share in found.items():
     print(f"{name:28} finds {share:.2f} of the 30 neurons that matter most")
 agree = [sum(spearman(added[i, l], -exact[n, l]) for n, i in enumerate(short)) / 6 for l in range(L)]
 print(
-    "rank correlation of direct contribution and exact effect, layers 0 to 5:",
+    "direct contribution and exact effect, rank correlation in layers 0 to 5:\n  ",
     "  ".join(f"{r:.2f}" for r in agree),
 )
 assert found["direct contribution"] > found["size of the write, |s| |v|"] > found["random"]
 assert agree[-1] > 0.7 > agree[0]
 
 # %% [markdown]
-# The direct contribution is nearly exact in the last layer, where only the scale of the final norm stands between the neuron and the output,
-# and gets worse towards the bottom.
+# The direct contribution finds about half of them, the two magnitudes about a third. It follows the exact effect closely in the last layer,
+# where only the final norm stands between the neuron and the output, and gets worse towards the bottom.
 #
 # **Where it fails.** It reads the last token only, and direct writes only. The heatmap removes *all* neurons of one layer at one place, and
 # shows what the facts lose.
@@ -681,12 +686,12 @@ show(
     ),
     alt="Heat map of 6 layers by 3 places. The largest loss by far is in layer 0 at the last subject token; "
     "the upper layers lose at the last token; near zero elsewhere.",
-    reading="Dark cell at the subject in the lowest layer: the neurons there have a direct contribution "
-    "of exactly 0 to the answer, and it is lost without them.",
+    reading="Dark cell at the subject in the lowest layer: the answer is lost without the neurons there, "
+    "though they add nothing directly to it.",
 )
 at_subject = whole_layers[:, :2].min().item()
 worst = whole_layers[:, :2].amin(1).argmin()
-print(f"largest loss at a subject token: {at_subject:.1f} logits, in layer {worst}")
+print(f"mean logit difference {difference:.1f}; largest loss at the subject {at_subject:.1f}, layer {worst}")
 assert at_subject < -1
 
 # %% [markdown]
@@ -696,11 +701,11 @@ assert at_subject < -1
 #
 # ## 7. Reading a neuron, and doubting it
 # Two common readings: the contexts in which the neuron fires most, and the tokens that its value promotes. Here are both, for the neuron
-# that adds most to the facts on average.
+# that adds most to the facts on average. The token in brackets is the one at which the activation was read.
 
 # %% label="read_one" tags=["nbval-check-output"]
 best = int(added.mean(0).argmax())
-site, value = f"L{best // F}N{best % F}", neuron_values(model, best // F)[best % F]
+site, value = f"L{best // M}N{best % M}", neuron_values(model, best // M)[best % M]
 print(site, "promotes:", " ".join(neurons.promoted(model, value[None], k=8)[0]))
 for context in neurons.top_contexts(model, texts, site, k=6, width=9):
     print("  ", context)
@@ -713,7 +718,8 @@ print(f"   at the last token of the facts: {at_facts.mean():+.2f} on average, {a
 # words, about which a story can be told.
 #
 # So let us count instead. The words of this world have known classes (cities, first names, French words ...). Call a value **readable**
-# when at least 6 of its 8 top words are of one class. How many neurons are readable, and how many random mixtures of the same values?
+# when at least 6 of its 8 top words are of one class. How many neurons are readable, and how many random mixtures of the same values (sums
+# with random weights, which mean nothing)?
 
 # %% label="readable"
 concepts = [
@@ -754,17 +760,14 @@ show(
     reading="A value is readable when 6 of its 8 top words are of one class. Neurons beat chance, "
     "but most are not readable.",
 )
-print(
-    "readable, by layer:",
-    "  ".join(f"{x:.3f}" for x in share),
-    "  chance:",
-    "  ".join(f"{x:.3f}" for x in luck),
-)
+print("readable, by layer")
+for name, shares in (("neurons", share), ("random mixtures", luck)):
+    print(f"  {name:16}", "  ".join(f"{x:.3f}" for x in shares))
 assert share[-1] > 2 * luck[-1] and max(share) < 0.5
 
 # %% [markdown]
-# More than chance, most clearly in the upper layers, and still a small part. One percent of 512 neurons is five lists that look convincing,
-# in any layer; the count says how much such a pick is worth.
+# More than chance, most clearly in the upper layers, and still a small part. One percent of 512 is five: whoever shows five convincing
+# lists has shown about what random mixtures give too.
 #
 # ## 8. Neurons as detectors
 # The other side, the key: does a neuron tell two kinds of prompts apart? AUROC is the chance that a prompt with the label has the larger
@@ -795,7 +798,7 @@ detector_auroc = check("neurons.detector_auroc", detector_auroc)
 # %% [markdown]
 # Three labels for requests to the assistant: is it harmful (which depends on verb *and* object), is it in French, and, as a control, a
 # label that means nothing (a coin toss). We choose the best of 3,072 neurons on training prompts and test it on other prompts. The null is
-# the best neuron under shuffled labels: choosing among thousands must be part of the null.
+# the best neuron under shuffled labels, 200 times ("at most": the best of all): choosing among thousands must be part of the null.
 
 
 # %% label="detectors" tags=["nbval-check-output"]
@@ -826,9 +829,8 @@ for name, label in truths.items():
         luck.max().item(),
     )
     print(
-        f"{name:10} best of {area.numel()}: L{top // F}N{top % F:<4} AUROC {area[top]:.2f}, on other "
-        f"prompts {results[name][1]:.2f}"
-        f"   best by luck: at most {luck.max():.2f}; {int((area > luck.max()).sum())} neurons beat it"
+        f"{name:10} best: L{top // M}N{top % M:<4} AUROC {area[top]:.2f}, new prompts {results[name][1]:.2f}"
+        f"   luck: at most {luck.max():.2f}; {int((area > luck.max()).sum())} beat it"
     )
 assert results["harmful"][1] > 0.9 and results["in French"][1] > 0.9
 assert results["coin toss"][0] > 0.55 and abs(results["coin toss"][1] - 0.5) < 0.15
@@ -862,27 +864,29 @@ domains = {
     name: world.task(name, split="validation", n=50)
     for name in ("facts", "translation", "ioi", "greater_than", "sentiment", "refusal_harmful")
 }
-mean_added = torch.stack([contributions(task).mean(0) for task in domains.values()])  # [domains, L, F]
-tops = largest(mean_added, L * F // 100)
+mean_added = torch.stack([contributions(task).mean(0) for task in domains.values()])  # [domains, L, M]
+tops = largest(mean_added, L * M // 100)
 count = tops.sum(0)
-by_chance = [sum(top[:, torch.randperm(F, generator=generator)].int() for top in tops) for _ in range(20)]
+by_chance = [sum(top[:, torch.randperm(M, generator=generator)].int() for top in tops) for _ in range(20)]
 for k in (1, 2, 3):
+    chance = torch.stack([(c >= k).sum() for c in by_chance]).float()
     print(
         f"top 1 % in {k} or more of {len(domains)} domains: {(count >= k).sum()} neurons; by chance "
-        f"{sum((c >= k).sum() for c in by_chance) / 20:.1f}"
+        f"{chance.mean():.1f}, s.d. {chance.std():.1f}"
     )
+    if k == 2:
+        assert (count >= k).sum() > chance.mean() + 2 * chance.std()
 
 # %% [markdown]
-# Sharing is about as common as chance has it, and somewhat more for three domains. So a neuron that is strong in one domain is no safe bet
-# to be idle in another.
+# Few neurons are shared, but more than chance has it: strong in one domain is no safe bet for idle in another. (With three domains the
+# numbers are too small to tell.)
 #
 # Take the neuron that is strongest in its *third-best* domain, and a specialist, strong in one domain alone. The figure shows the exact effect
-# of removing each on all six domains, beside 10 random neurons of the same layer. Starred cells lie outside the band.
+# of removing each on all six domains, beside 10 random neurons of the first one's layer. Starred cells lie outside the band.
 
 # %% label="spill"
-relative = (
-    mean_added / mean_added.flatten(1).max(1).values[:, None, None]
-)  # 1: the strongest neuron of the domain
+strongest = mean_added.flatten(1).amax(1)[:, None, None]
+relative = mean_added / strongest  # 1: the strongest neuron of the domain
 ranked = relative.flatten(1).sort(dim=0, descending=True).values  # by neuron: its best domain first
 generalist, specialist = int(ranked[2].argmax()), int((ranked[0] - 2 * ranked[1].clamp_min(0)).argmax())
 base_of = {name: task.measure(model).mean() for name, task in domains.items()}
@@ -890,12 +894,12 @@ base_of = {name: task.measure(model).mean() for name, task in domains.items()}
 
 def removal(index):
     """F(ablated) - F(base) on every domain, for one neuron."""
-    with mi.intervene(model, mi.zero(f"L{index // F}N{index % F}")):
+    with mi.intervene(model, mi.zero(f"L{index // M}N{index % M}")):
         return [(task.measure(model).mean() - base_of[name]).item() for name, task in domains.items()]
 
 
-pair = {f"L{index // F}N{index % F}": removal(index) for index in (generalist, specialist)}
-draws = [removal(generalist // F * F + rng.randrange(F)) for _ in range(10)]
+pair = {f"L{index // M}N{index % M}": removal(index) for index in (generalist, specialist)}
+draws = [removal(generalist // M * M + rng.randrange(M)) for _ in range(10)]
 show(
     side_effects(
         list(pair.values()), list(pair), list(domains), null=draws, unit="logits", title="Removing one neuron"
@@ -1009,7 +1013,7 @@ else:
 quiz(
     [
         Question(
-            "In a PyTorch Llama, `down_proj.weight` has shape [128, 344]. Where is the value of neuron 7?",
+            "In a PyTorch Llama, down_proj.weight has shape [128, 344]. Where is the value of neuron 7?",
             [
                 (
                     "In row 7.",
@@ -1051,7 +1055,7 @@ quiz(
         ),
         Question(
             "The 30 neurons with the largest direct contribution to a fact are removed, and the fact "
-            "is lost. Which control speaks best for a memory of the *fact*?",
+            "is lost. Which control speaks best for a memory of this fact, and not only of the word?",
             [
                 (
                     "Removing 30 random neurons.",
