@@ -29,7 +29,7 @@ from mi_course.models import weights
 from mi_course.objects import Scores
 from mi_course.objects.decompose import decompose_residual, direct_logit_attribution
 from mi_course.objects.weights import fold_norms, head, neuron_values
-from mi_course.teach import Question, bars, check, curves, heatmap, hint, quiz, show  # noqa: F401
+from mi_course.teach import Question, bars, check, curves, heatmap, quiz, show
 from mi_course.world import compiled, lexicon
 
 torch.set_grad_enabled(False)  # this chapter reads, it trains nothing

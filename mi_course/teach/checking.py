@@ -151,7 +151,7 @@ REFERENCE = (
 def _card(exercise: Exercise, state: str, trouble: NotYet | None) -> Card:
     """The expected result is in every card, with a worked case where the diagnosis does not show one."""
     result = ("Expected result", exercise.expected)
-    ask_hint = f'hint("{exercise.name}")'
+    ask_hint = f'mi.teach.hint("{exercise.name}")'
     if state == "done":
         return Card(exercise.name, state, [result, *_example(exercise)])
     if state == "not started":
@@ -179,5 +179,5 @@ def hint(name: str, n: int | None = None) -> None:
     _hints_shown[name] = max(n, _hints_shown.get(name, 0))
     if not strict():
         journal.note_hint(name, _hints_shown[name])
-    more = f'Another: hint("{name}")' if n < count else "This was the last one."
+    more = f'Another: mi.teach.hint("{name}")' if n < count else "This was the last one."
     display(Card(f"Hint {n} of {count} for {name}", "note", [("Hint", exercise.hints[n - 1]), ("Then", more)]))

@@ -41,7 +41,7 @@ def test_not_started_returns_the_reference_and_says_so(double, capsys, answer):
     out = capsys.readouterr().out
     assert "NOT STARTED: toy.double" in out
     assert "REFERENCE IN USE" in out
-    assert 'hint("toy.double")' in out
+    assert 'mi.teach.hint("toy.double")' in out
     assert "Expected result: a number" in out
     assert "For example: x = [1, -2]: float32 tensor of shape [2]: 2, -4" in out
 
