@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 import mi_course as mi
 from mi_course import world
+from mi_course.evaluate import document_loss
 from mi_course.objects import sae as saes
 from mi_course.objects.sae_features import auroc, by_token, logit_effect, top_examples
 from mi_course.objects.sae_formats import load_gemma_scope, load_saelens
@@ -133,8 +134,8 @@ show(
     figure,
     alt="Two lines over density on a log scale. With the ReLU nearly all of the 16 features are stored at "
     "density 0.01, falling steadily to 4 at density 1. Without it 4 or 5 are stored at every density.",
-    reading="Only the model with a ReLU packs more than 4 features into 4 dimensions, the more the sparser "
-    "they are.",
+    reading="With a ReLU, the sparser the features, the more of them are packed into 4 dimensions; without "
+    "one it stays at about 4.",
 )
 for name in toys:
     low, high = shares[name].min(), shares[name].max()
@@ -186,7 +187,7 @@ show(
 losses = torch.stack(list(pair_losses(p, r).values())).sort(0).values
 agree = (opposite > 0.5) == (p < pair_boundary(r)).view(7, 7)
 clear = (losses[1] / losses[0] > 1.5).view(7, 7)  # not so near the line that two layouts are about as good
-print(f"agree with the formula: {agree.sum()} of 49; away from the line {agree[clear].sum()} of {clear.sum()}")
+print(f"as the formula says: {agree.sum()} of 49; away from the line {agree[clear].sum()} of {clear.sum()}")
 assert agree.float().mean() > 0.85 and agree[clear].float().mean() > 0.95
 
 # %% [markdown]
@@ -196,12 +197,12 @@ assert agree.float().mean() > 0.85 and agree[clear].float().mean() > 0.95
 # a neuron of block 2 is largest, look for a neuron that divides them between two domains, and print where it is largest.
 
 # %% label="polysemantic"
-train_docs, test_docs = world.documents("train", n=30), world.documents("test", n=30)
+train_docs, test_docs = world.documents("train", n=24), world.documents("test", n=20)
 train_texts, test_texts = (sum(docs.values(), []) for docs in (train_docs, test_docs))
 domain = torch.tensor([i for i, texts in enumerate(test_docs.values()) for _ in texts])
 SITE, NEURONS = "x3", "neurons2"  # the stream after block 2, and the neurons of block 2, which write to it
-neurons = saes.states(model, NEURONS, test_texts)
-lengths = torch.tensor([len(model.tokens(text)) - 1 for text in test_texts])  # without <bos>
+neurons = saes.states(model, NEURONS, test_texts, skip=1)  # without <bos>, which is the same everywhere
+lengths = torch.tensor([len(model.tokens(text)) - 1 for text in test_texts])
 document = torch.arange(len(test_texts)).repeat_interleave(lengths)
 assert len(document) == len(neurons)
 
@@ -212,7 +213,7 @@ def largest(values):
     return start.scatter_reduce(0, document[:, None].expand_as(values), values, "amax")
 
 
-def top_domains(values, labels=domain, k=20):
+def top_domains(values, labels=domain, k=10):
     """Share of each domain in a unit's k top documents, [units, domains], for units active in so many."""
     top = largest(values).topk(k, dim=0)
     share = torch.nn.functional.one_hot(labels[top.indices], int(domain.max()) + 1).sum(0) / k
@@ -220,20 +221,23 @@ def top_domains(values, labels=domain, k=20):
 
 
 def purity(values, labels=domain):
-    """The share of a unit's 20 top documents that come from its commonest domain."""
+    """The share of a unit's 10 top documents that come from its commonest domain."""
     return top_domains(values, labels).amax(-1)
 
 
-shares = top_domains(neurons)
-j = int(shares.topk(2).values[:, 1].argmax())  # the neuron with the largest second domain
+shares = top_domains(neurons, k=20)
+first, second = shares.topk(2).values.T
+j = int((second + first / 10).argmax())  # the neuron with the largest second domain
 for where in shares[j].topk(2).indices.tolist():
     print(f"L2N{j}: {shares[j, where]:.0%} of its top 20 documents are of domain '{list(test_docs)[where]}'")
     in_domain = largest(neurons)[:, j].masked_fill(domain != where, -torch.inf)
-    for number in in_domain.topk(3).indices.tolist():
+    seen = set()
+    for number in in_domain.topk(8).indices.tolist():
         words = model.tokens(test_texts[number])[1:]
         at = int(neurons[document == number, j].argmax())
-        print(f"    {' '.join(words[max(0, at - 7) : at])} [{words[at]}]")
-assert shares[j].topk(2).values[1] > 0.2
+        seen.add(f"    {' '.join(words[max(0, at - 7) : at])} [{words[at]}]")
+    print("\n".join(sorted(seen)[:3]))
+assert second[j] >= 0.3
 
 # %% [markdown]
 # One neuron, chosen because it is so, proves little: section 7 measures all of them, beside features and controls. Chapter 03 looks at neurons more closely.
@@ -268,7 +272,7 @@ encode_decode = check("superposition.encode_decode", encode_decode)
 # cheated. Divide $W_{enc}$ and $b_{enc}$ by 7 and multiply $W_{dec}$ by 7: every reconstruction stays the same, and the penalty is 7 times
 # smaller. Nothing has become sparser.
 
-# %% label="degenerate" tags=["nbval-check-output"]
+# %% label="degenerate"
 truth = planted_features(seed=0)
 x, codes = truth.sample(4000, seed=1)
 relu_sae = saes.train(x, 32, kind="relu", sparsity=0.3, steps=300, lr=5e-3)
@@ -361,11 +365,12 @@ quality = check("superposition.quality", quality)
 
 # %% [markdown]
 # Now a live one, on the residual stream of `lab` between blocks 2 and 3: 512 features for 128 dimensions (an expansion factor of 4), 12 active per
-# token. It trains in a few seconds on the states of all words of the train documents, and is judged on the test documents.
+# token. It trains in a few seconds on the states of all words of the train documents, and is judged on the test documents. (`<bos>`, which opens every
+# document, is in the training, since the SAE will stand in for its state too, but not in the test: it is the same everywhere.)
 
 # %% label="live"
-train_x, test_x = (saes.states(model, SITE, texts) for texts in (train_texts, test_texts))
-LIVE = {"kind": "topk", "k": 12, "site": SITE, "steps": 300, "lr": 3e-3, "remedy": "auxk", "dead_after": 50}
+train_x, test_x = saes.states(model, SITE, train_texts), saes.states(model, SITE, test_texts, skip=1)
+LIVE = {"kind": "topk", "k": 12, "site": SITE, "steps": 250, "lr": 3e-3, "remedy": "auxk", "dead_after": 50}
 live = saes.train(train_x, 512, **LIVE)
 
 
@@ -382,8 +387,8 @@ assert found["fvu"] < 0.35 and found["l0"] <= 12 and found["dead"] < 0.1
 # %% [markdown]
 # **Dead features.** A feature that never fires gets no gradient through its activation, so it stays dead: capacity paid for and lost. Train with a
 # learning rate that is too high and only 4 active features, and see. Two remedies: **resampling** points dead features at badly reconstructed
-# states ([@bricken2023towards]), and **AuxK** lets dead features learn to reconstruct what the others leave over ([@gao2024scaling]). The control
-# is the same training without a remedy, from two seeds.
+# states ([@bricken2023towards]), and **AuxK** lets dead features learn to reconstruct what the others leave over ([@gao2024scaling]; the ghost gradients
+# that the survey names were an earlier form of this idea). The control is the same training without a remedy, from two seeds.
 
 # %% label="dead"
 runs = {
@@ -394,7 +399,7 @@ runs = {
 }
 histories, ends = {name: [] for name in runs}, {}
 for name, options in runs.items():
-    options |= {"kind": "topk", "k": 4, "steps": 200, "lr": 1e-2, "dead_after": 25}
+    options |= {"kind": "topk", "k": 4, "steps": 150, "lr": 1e-2, "dead_after": 25}
     ends[name] = report(saes.train(train_x, 512, history=histories[name], **options), test_x)
 show(
     curves(
@@ -442,7 +447,7 @@ clamp_feature = check("superposition.clamp_feature", clamp_feature)
 # an SAE with random features of the same shape.
 
 # %% label="splice"
-some_texts = test_texts[::10]
+some_texts = test_texts[::8]
 random_sae = saes.SAE(model.d_model, 512, kind="topk", k=12, site=SITE, seed=1).eval()
 with torch.no_grad():
     random_sae.b_dec.copy_(train_x.mean(0))
@@ -605,7 +610,7 @@ show(
     figure,
     alt="Dots for five kinds of SAE. With the child present the parent's feature is often silent for "
     "ReLU, TopK and JumpReLU, sometimes for BatchTopK, never for Matryoshka. Without the child it is "
-    "rarely silent. The child's feature is mostly active, except for Matryoshka.",
+    "rarely silent. The child's feature is almost always active, but on one seed of Matryoshka it is not.",
     reading="Filled far above hollow is absorption: the general feature misses the specific cases.",
 )
 example = planted_features(seed=0)
@@ -623,7 +628,8 @@ assert max(row["silent with child"] for row in table["Matryoshka"]) < 0.1 and wh
 # %% [markdown]
 # The survey has the direction reversed: it is the general feature that falls silent, and the specific one that speaks for both. A reader who sees the
 # parent's feature (its cosine with the truth is nearly perfect) would swear that it detects the parent; it misses most of one kind of case. No
-# activation examples can show that, since they show only where it fires.
+# activation examples can show that, since they show only where it fires. Nor does it happen every time: some filled dots lie at 0, which is why one seed
+# is not enough.
 #
 # Is sparsity the cause? Give TopK less and more room.
 
@@ -643,14 +649,16 @@ for k in (1, 3):
 assert sweep[1]["silent with child"] > sweep[3]["silent with child"] and sweep[1]["fvu"] > sweep[3]["fvu"]
 
 # %% [markdown]
-# The less activity an SAE may spend, the more it absorbs; but at $k = 3$, twice what the planted features need, some is left.
+# The less activity an SAE may spend, the more it absorbs; but at $k = 3$, twice what the planted features need, some is left. TopK gives every state
+# the same number of places, so a state with parent, child and something else is short of one, and the parent's is the one to save. BatchTopK can
+# take places from emptier states, and absorbs less.
 #
 # **Where it fails.** Absorption is the failure of the sparse kinds. Matryoshka training removes it here on every seed, and pays elsewhere: look at the
 # cosine of its parent's feature, and at its triangles. Its first features must do all the work alone, so one of them mixes parent and child, and on
-# some seeds no feature is left that stands for the child. Mixing what occurs together is called hedging ([@chanin2025hedging]).
+# a seed now and then no feature is left that stands for the child. Mixing what occurs together is called hedging ([@chanin2025hedging]).
 #
 # ## 7. Are features cleaner than neurons?
-# Back to `lab`. For a unit (a neuron, a feature, a direction), take the 20 test documents in which it is largest and ask how many come from one domain:
+# Back to `lab`. For a unit (a neuron, a feature, a direction), take the 10 test documents in which it is largest and ask how many come from one domain:
 # its **purity**. The controls matter more than the method here:
 #
 # - neurons of block 2, and random directions in the stream
@@ -660,7 +668,7 @@ assert sweep[1]["silent with child"] > sweep[3]["silent with child"] and sweep[1
 # %% label="purity"
 torch.manual_seed(0)
 untrained = mi.wrap(type(model.hf)(model.hf.config).eval(), model.tokenizer)  # the same with new weights
-untrained_x = saes.states(untrained, SITE, test_texts)
+untrained_x = saes.states(untrained, SITE, test_texts, skip=1)
 other = saes.train(saes.states(untrained, SITE, train_texts), 512, **LIVE)
 random_directions = torch.randn(model.d_model, 512, generator=torch.Generator().manual_seed(0))
 shuffled = domain[torch.randperm(len(domain), generator=torch.Generator().manual_seed(0))]
@@ -677,7 +685,7 @@ show(
         quantiles,
         {name: values.quantile(quantiles) for name, values in units.items()},
         xlabel="share of units that are less pure",
-        ylabel="purity of the top 20 documents",
+        ylabel="purity of the top 10 documents",
     ),
     alt="Five rising lines, the sorted purity of units. SAE features of the trained model are highest, "
     "then features of the untrained model and neurons, then random directions; shuffled labels are "
@@ -689,103 +697,175 @@ fvu = report(live, test_x)["fvu"], report(other, untrained_x)["fvu"]
 print(f"FVU on the trained model {fvu[0]:.3f}, on the untrained one {fvu[1]:.3f}")
 assert units["SAE features"].mean() > units["neurons"].mean() + 0.05 > units["random directions"].mean()
 assert units["SAE features"].mean() > units["SAE features, untrained model"].mean() + 0.05
-assert units["SAE features, shuffled labels"].mean() < 0.2
+assert units["SAE features, shuffled labels"].mean() < 0.3
 
 # %% [markdown]
 # SAE features are the purest units, and clearly purer than those of the untrained model. But the untrained model's features are about as pure as the neurons
 # of the trained one, and its FVU need not be worse. Part of what an SAE shows is in the text, not in the model. So a gallery of clean features is
 # no evidence of what the model computes; a comparison with an untrained model, and an intervention, are.
 #
-# ## 8. Reading one feature
-# `lab` comes with SAEs that were trained longer. We take one and look for a feature that tells harmful from harmless requests at the last token.
-# **AUROC** is the chance that a random harmful request scores higher than a random harmless one: 0.5 is guessing. Chosen on train prompts, judged on
-# test prompts, and so are the controls: random directions, as many as the SAE has features, and the difference of the two mean states.
+# ## 8. Reading a feature
+# `lab` comes with SAEs that were trained longer, five kinds at this site. A feature that stands for something should fire there and nowhere else. So
+# take every feature and every domain, and over all test tokens measure **precision** (the share of its firing that lies in the domain), **recall** (the
+# share of the domain's tokens on which it fires), and their harmonic mean, F1. The feature for each domain is chosen on train documents. The control:
+# as many random directions, each with a threshold that makes it fire as often as the feature with the same number.
 
 # %% label="read"
-for name in shipped.names():
-    each = world.sae(name, model)
-    if each.site == SITE:
-        print(f"{name:14}", {key: round(value, 3) for key, value in report(each, test_x).items()})
-sae = world.sae("x3-topk", model)
-model.saes["sae"] = sae  # now saeF17 is a site, like L3H5
-prompts, harmful, states, features = {}, {}, {}, {}
-for split in ("train", "test"):
-    bad, good = (world.task(f"refusal_{kind}", split=split, n=200) for kind in ("harmful", "harmless"))
-    prompts[split] = bad.prompts + good.prompts
-    harmful[split] = torch.tensor([True] * len(bad) + [False] * len(good))
-    states[split] = mi.record(model, prompts[split], [f"{SITE}@-1"])[f"{SITE}@-1"]
-    features[split] = sae.encode(states[split])
-m = len(sae.b_enc)
-difference = states["train"][harmful["train"]].mean(0) - states["train"][~harmful["train"]].mean(0)
-random_directions = torch.randn(model.d_model, m, generator=torch.Generator().manual_seed(1))
-detectors = {
-    "one SAE feature": features,
-    f"one of {m} random directions": {split: x @ random_directions for split, x in states.items()},
-    "mean difference": {split: (x @ difference)[:, None] for split, x in states.items()},
-}
-detected = {}
-for name, values in detectors.items():
-    best = int(auroc(values["train"], harmful["train"]).argmax())
-    detected[name] = auroc(values["test"][:, best], harmful["test"]).item()
-    print(f"{name:28} AUROC {detected[name]:.3f} on test prompts")
-feature = int(auroc(features["train"], harmful["train"]).argmax())
-print("the feature:", f"saeF{feature}")
+pretrained = {name: world.sae(name, model) for name in shipped.names() if name.startswith(SITE)}
+train_domain = torch.arange(len(train_docs)).repeat_interleave(
+    torch.tensor([sum(len(model.tokens(text)) for text in texts) for texts in train_docs.values()])
+)
+token_domain = {"train": train_domain, "test": domain[document]}
+token_states = {"train": train_x, "test": test_x}
+
+
+def precision_recall(on, of):
+    """Precision and recall [units, domains]. on [tokens, units]: who fires where; of [tokens]: the domain."""
+    in_domain = torch.nn.functional.one_hot(of).float()
+    both = on.float().T @ in_domain
+    return both / on.sum(0).clamp_min(1)[:, None], both / in_domain.sum(0)
+
+
+def f1(precision, recall):
+    return 2 * precision * recall / (precision + recall).clamp_min(1e-9)
+
+
+def best_for_domains(on):
+    """For each domain the unit with the best F1 on train tokens, that F1, and its F1 on test tokens."""
+    on_train, unit = f1(*precision_recall(on["train"], token_domain["train"])).max(0)
+    on_test = f1(*precision_recall(on["test"], token_domain["test"]))
+    return unit, on_train, on_test[unit, torch.arange(len(unit))]
+
+
+random_directions = torch.randn(model.d_model, 512, generator=torch.Generator().manual_seed(1))
+projected = {split: (x - train_x.mean(0)) @ random_directions for split, x in token_states.items()}
+sorted_projections = projected["train"].sort(0, descending=True).values
+good, by_chance = {}, {}
+for name, each in pretrained.items():
+    on = {split: each.encode(x) > 0 for split, x in token_states.items()}
+    count = on["train"].sum(0).clamp_max(len(train_x) - 1)
+    threshold = sorted_projections.gather(0, count[None])[0]
+    good[name] = best_for_domains(on)
+    by_chance[name] = best_for_domains({split: x > threshold for split, x in projected.items()})
+    numbers = {key: round(value, 3) for key, value in report(each, test_x).items()}
+    print(f"{name:14} mean F1 {good[name][2].mean():.2f}, random {by_chance[name][2].mean():.2f}   {numbers}")
+assert all(good[name][2].mean() > by_chance[name][2].mean() + 0.05 for name in pretrained)
 
 # %% [markdown]
-# Note the second row. Among hundreds of random directions one separates these two sets well, because the sets differ in many ways and 128 dimensions leave
-# much room. A high AUROC of the best feature is therefore no evidence that the SAE has found a concept: compare with the best of equally many random
-# directions. A supervised direction is there for the asking too, as benchmarks have found ([@wu2025axbench]).
-#
-# What would speak for a feature is that it is silent elsewhere. So look at *all* test documents: in which domains its activation lies, on which words it
-# fires, and which words it promotes (its direction times the unembedding, section 3.5 of the survey). Is it a feature of harm?
+# Every SAE has features for domains, far better than random directions. Here is the best one of the TopK SAE: where its activation lies, with an example
+# from each of four domains; the words on which it fires most; and the words that it promotes (its direction times the unembedding, section 3.5 of the survey).
 
 # %% label="examples"
-activation = sae.encode(test_x)
-share = torch.stack([activation[domain[document] == i].sum(0) for i in range(len(test_docs))])
-share = share / activation.sum(0).clamp_min(1e-9)
-print(f"saeF{feature}: where its activation lies, with an example")
-for i in share[:, feature].topk(4).indices.tolist():
-    (example,) = top_examples(model, sae, list(test_docs.values())[i], feature, k=1)
-    print(f"  {share[i, feature]:4.0%} {list(test_docs)[i]:12} {example.value:6.1f}  {example.context()}")
-uses = by_token(model, sae, test_texts[::2], feature)[:6]
-print("fires on:", ", ".join(f"{use.token} ({use.rate:.0%} of its occurrences)" for use in uses))
-print("promotes:", ", ".join(model.tokens(logit_effect(model, sae, feature).topk(8).indices.tolist())))
-requests = list(test_docs).index("request")
-typical = share[requests, (activation > 0).any(0)].mean()
-print(f"in requests: {share[requests, feature]:.0%} of its activation; of an average feature's {typical:.0%}")
+def describe(sae, feature):
+    """Print where a feature is active, on which words, and what it promotes."""
+    a = sae.encode(test_x)[:, feature]
+    share = torch.stack([a[domain[document] == i].sum() for i in range(len(test_docs))]) / a.sum()
+    for i in share.topk(4).indices.tolist():
+        for example in top_examples(model, sae, list(test_docs.values())[i], feature, k=1):
+            print(f"  {share[i]:4.0%} {list(test_docs)[i]:12} {example.context(before=6, after=1)}")
+    words = [f"{use.token} {use.rate:.0%}" for use in by_token(model, sae, test_texts, feature)[:7]]
+    print("  fires on:", ", ".join(words))
+    print("  promotes:", ", ".join(model.tokens(logit_effect(model, sae, feature).topk(8).indices.tolist())))
+
+
+sae = pretrained["x3-topk"]
+unit, on_train, _ = good["x3-topk"]
+which = int(on_train.argmax())
+feature, where = int(unit[which]), list(test_docs)[which]
+fires = sae.encode(test_x) > 0
+precision, recall = precision_recall(fires, domain[document])
+numbers = f"precision {precision[feature, which]:.2f}, recall {recall[feature, which]:.2f}"
+print(f"feature {feature} for '{where}': {numbers}")
+describe(sae, feature)
 
 # %% [markdown]
-# If a good part of the activation lies in other domains, the feature is not what the AUROC on requests suggested: between two sets of requests it separates
-# harmful from harmless, elsewhere it marks something else. (The words that it promotes often say what the sets have in common.)
+# What it promotes says little: three blocks still follow, and they read the feature before the unembedding does.
 #
-# All this is correlation. Does the model *use* the feature? Switch it off, with the error term kept (`mi.zero("saeF...")` does what your `clamp_feature` does),
-# and see how far the refusal score of harmful requests moves. Null: the same for 20 other features that are active on these prompts, chosen at random.
+# All this is correlation. Does the model *use* such features? Attach the SAE, and `saeF17` is a site like `L3H5`; `mi.zero` on it does what your
+# `clamp_feature` does. For the ten domains that have the best features, switch each of these features off (rows), and see how much the loss changes
+# in every domain (columns). The null is stricter than the rest of a row: for each domain, five other features, drawn from the 20 that fire most often in it.
 
 # %% label="use"
-bad = world.task("refusal_harmful", split="test", n=100)
-base = bad.measure(model).mean().item()
+model.saes["sae"] = sae
+tested = on_train.topk(10).indices.tolist()
+names = [list(test_docs)[i] for i in tested]
+texts = {name: test_docs[name][:8] for name in names}
+plain = {name: document_loss(model, texts[name]).mean() for name in names}
 
 
-def moved_by(*edits):
-    """Mean change of logit(refusal) - logit(compliance) under the edits."""
-    with mi.intervene(model, *edits):
-        return bad.measure(model).mean().item() - base
+def loss_change(edit, name):
+    """Mean change of the loss on the documents of a domain, in nats per token."""
+    with mi.intervene(model, edit):
+        return (document_loss(model, texts[name]).mean() - plain[name]).item()
 
 
-active = (features["train"][harmful["train"]] > 0).float().mean(0)
-candidates = [i for i in active.topk(min(60, int((active > 0.02).sum()))).indices.tolist() if i != feature]
-chosen = random.Random(0).sample(candidates, 20)
-null = torch.tensor([moved_by(mi.zero(f"saeF{i}")) for i in chosen])
-by_hand = moved_by(clamp_in_model(sae, feature, 0.0))
-alone, spliced = moved_by(mi.zero(f"saeF{feature}")), moved_by(sae.splice())
-low, high = (null.mean() - 2 * null.std()).item(), (null.mean() + 2 * null.std()).item()
-print(f"refusal score {base:.2f}; splice alone {spliced:+.2f}")
-print(f"feature off {alone:+.2f} (by your clamp {by_hand:+.2f})")
-print(f"20 other active features: band [{low:+.2f}, {high:+.2f}]")
-print("inside the band: no evidence that the model uses it" if low <= alone <= high else "outside the band")
-assert abs(alone - by_hand) < 1e-2
+switched_off = {name: mi.zero(f"saeF{int(unit[i])}") for name, i in zip(names, tested)}
+effects = torch.tensor([[loss_change(edit, name) for name in names] for edit in switched_off.values()])
+null = []
+for i, name in zip(tested, names):
+    busy = [j for j in recall[:, i].topk(21).indices.tolist() if j != int(unit[i])]
+    null.append([loss_change(mi.zero(f"saeF{j}"), name) for j in random.Random(0).sample(busy, 5)])
+beats = effects.diag() > torch.tensor(null).amax(1)
+show(
+    heatmap(
+        1000 * effects,
+        rows=[f"{int(unit[i])}: {name}" for i, name in zip(tested, names)],
+        columns=names,
+        xlabel="domain in which the loss is measured",
+        ylabel="feature switched off, and its domain",
+        unit="change of the loss, nats per 1000 tokens",
+        marked=torch.diag(beats).numpy(),
+    ),
+    alt="Heat map of ten features by ten domains. Only the diagonal differs from 0, in some domains clearly "
+    "and in others hardly. Some cells of the diagonal are framed.",
+    reading="A feature changes its own domain only. Framed: more than each of five others that fire there.",
+)
+one = names[int(effects.diag().argmax())]
+by_hand = loss_change(clamp_in_model(sae, int(unit[tested[names.index(one)]]), 0.0), one)
+print(f"{one}: feature off {effects.diag().max():+.4f}, by your clamp {by_hand:+.4f},", end=" ")
+print(f"splice alone {loss_change(sae.splice(), one):+.4f}")
+print(f"more than each of the five others: {int(beats.sum())} of 10 (by chance 1 or 2)")
+others = effects[~torch.eye(10, dtype=torch.bool)].abs().mean()
+assert abs(effects.diag().max() - by_hand) < 1e-3 and effects.diag().mean() > 10 * others
 
 # %% [markdown]
+# Off the diagonal nothing moves: a feature that fires only in its domain can matter only there. On the diagonal the picture is mixed. Some of the ten
+# carry a good part of what the model knows there; but most are beaten by at least one of five other features that fire in the same documents and look less
+# clean. A clean feature is not thereby an important one. (And look at the splice: with nothing switched off it can cost as much as the best feature. Without
+# the error term you would have booked both.)
+#
+# **A trap.** Now look for a feature with a label in hand: which one tells harmful from harmless requests at the last token? **AUROC** is the chance
+# that a random harmful request scores higher than a random harmless one; 0.5 is guessing. The feature is chosen on train prompts and judged on test prompts,
+# and so are the controls: 512 random directions, and the difference of the two mean states, which uses the labels.
+
+# %% label="trap"
+harmful, states = {}, {}
+for split in ("train", "test"):
+    bad, fine = (world.task(f"refusal_{kind}", split=split, n=200) for kind in ("harmful", "harmless"))
+    harmful[split] = torch.tensor([True] * len(bad) + [False] * len(fine))
+    states[split] = mi.record(model, bad.prompts + fine.prompts, [f"{SITE}@-1"])[f"{SITE}@-1"]
+difference = states["train"][harmful["train"]].mean(0) - states["train"][~harmful["train"]].mean(0)
+detectors = {name: each.encode for name, each in pretrained.items()}
+detectors["random directions"] = lambda x: x @ random_directions
+detectors["mean difference"] = lambda x: (x @ difference)[:, None]
+picked, detected = {}, {}
+for name, detect in detectors.items():
+    on_train = auroc(detect(states["train"]), harmful["train"])
+    picked[name] = (on_train.max().item(), int(on_train.argmax()))
+    detected[name] = auroc(detect(states["test"])[:, picked[name][1]], harmful["test"]).item()
+    print(f"{name:18} AUROC of the best {detected[name]:.3f}")
+NAME = max(pretrained, key=lambda name: picked[name][0])
+print(f"feature {picked[NAME][1]} of {NAME}:")
+describe(pretrained[NAME], picked[NAME][1])
+assert detected["random directions"] > sorted(detected[name] for name in pretrained)[2]
+
+# %% [markdown]
+# By this measure one SAE has a nearly perfect detector of harm, and others, with about the same FVU, do clearly worse. But the best of 512 random
+# directions is nearly perfect too: the two sets of prompts differ in many ways, and 128 dimensions leave much room. Then see where the detector lives: more in biographies than in requests, and the words that it
+# promotes are professions. It separates these two sets, and stands for something else. So compare an AUROC with that of equally many random
+# directions, and look at where a feature fires in *all* text. Where labels exist, the difference of means is simpler and better, as benchmarks have found
+# too ([@wu2025axbench]).
+#
 # ## 9. SAEs of others, from a folder
 # Two formats cover most published SAEs. SAELens writes a folder with `cfg.json` and `sae_weights.safetensors`; Gemma Scope ([@lieberum2024gemma]) writes
 # `params.npz`. Nothing is downloaded here: the cell writes a tiny folder of each kind from our own weights, reads it back, and compares.
@@ -807,20 +887,21 @@ a, _ = encode_decode(x, *weights.values())
 gap = (from_saelens.encode(x) - a).abs().max().item()
 z = x @ W_enc + weights["b_enc"]  # Gemma Scope does not subtract b_dec
 gap_scope = (from_gemma_scope.encode(x) - z * (z > 2.0)).abs().max().item()
-print(f"SAELens: {from_saelens.kind} at {from_saelens.site}, equal to your encode_decode: {gap < 1e-3}")
-print(f"Gemma Scope: {from_gemma_scope.kind} at {from_gemma_scope.site}, as its formula says: {gap_scope < 1e-3}")
+print(f"SAELens: {from_saelens.kind} at {from_saelens.site}, same as your encode_decode: {gap < 1e-3}")
+print(f"Gemma Scope: {from_gemma_scope.kind} at {from_gemma_scope.site}, same as by hand: {gap_scope < 1e-3}")
 assert gap < 1e-3 and gap_scope < 1e-3
 
 # %% [markdown]
 # ## 10. What the survey says, and where it is loose
 # - **Eq. 9** has no constraint on the lengths of features, so its penalty can be made as small as you like (section 3). It also fits ReLU only: TopK has no
 #   penalty, JumpReLU counts active features.
-# - **Absorption** is described in the wrong direction (section 6). Gated, TopK, BatchTopK and JumpReLU SAEs are listed as its remedies; they were made
-#   against shrinkage, or to control sparsity ([@rajamanoharan2024improving]). Matryoshka training is the one made against absorption.
+# - **Absorption** is described in the wrong direction (section 6). Gated, TopK and BatchTopK SAEs are offered as remedies; they were made against
+#   shrinkage, or to control sparsity ([@rajamanoharan2024improving]), and TopK absorbs most of our five. Matryoshka training was made against absorption.
 # - **Rows or columns?** $f_j$ is row $j$ of $W_{dec}$ in section 2.5 and column $j$ in section 4.3 and Figure 12. With $W_{dec} \in
 #   \mathbb{R}^{m \times d}$ only a row has length $d$; in an `nn.Linear` it is a column.
 # - **The error term** $x - \hat x$ is never mentioned where features are clamped. Without it, every effect contains that of the splice.
 # - "Typically 16 to 128 times" is a narrow view of the **expansion factor**: published work ranges from below 1 to a few hundred.
+# - Of the suites named, Gemma Scope and Llama Scope can be downloaded; the SAEs behind "Golden Gate Claude" cannot.
 #
 # ## 11. Papers that use this
 # - superposition in toy models: [@elhage2022toy]; SAEs on language models: [@bricken2023towards], [@cunningham2023sparse]
@@ -841,8 +922,9 @@ else:
     real = mi.load(REAL)
     real_sae = load_saelens(FOLDER, real)
     texts = ["The bridge was closed because of the storm.", "She asked him to bring the keys."] * 5
-    x = saes.states(real, real_sae.site, texts)
-    print(report(real_sae, x), "loss recovered", saes.loss_recovered(real, real_sae, texts, baseline="mean"))
+    x = saes.states(real, real_sae.site, texts, skip=1)  # the first token's state is extreme in many models
+    recovered = saes.loss_recovered(real, real_sae, texts, baseline="mean", skip=1)
+    print(report(real_sae, x), "loss recovered", recovered)
     for example in top_examples(real, real_sae, texts, int(real_sae.encode(x).sum(0).argmax()), k=3):
         print(f"{example.value:.1f}  {example.context()}")
 
@@ -856,7 +938,7 @@ quiz([
         [
             ("They must rarely be present at the same time.", "The pair fails only when both are present, at a rate of p squared. Dropping one costs in proportion to p. So the pair wins when p is small.", True),
             ("They must be similar in meaning.", "The toy features are independent. What counts is how often both are present, not what they mean."),
-            ("The model must be linear.", "Without the ReLU nothing cleans up the wrong sign, and the linear control never stored more features than it has dimensions."),
+            ("The model must be linear.", "Without the ReLU nothing cleans up the wrong sign, and the linear control stored hardly more features than it has dimensions."),
         ],
     ),
     Question(
@@ -880,7 +962,7 @@ quiz([
         [
             ("More prompts, for a narrower interval.", "Good, but the interval is not the problem: the winner was chosen from 512 candidates."),
             ("The best of 512 random directions, chosen and judged in the same way.", "If it reaches 0.97 too, the two sets are simply easy to separate, and the feature has shown nothing.", True),
-            ("The top examples of the feature.", "They show where it is large. Random directions have convincing top examples as well, as the purity plot shows."),
+            ("The top examples of the feature.", "They show where it is large. Features of a model with random weights have convincing top examples too, as the purity plot shows."),
         ],
     ),
 ])
