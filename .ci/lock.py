@@ -10,11 +10,13 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 HEADER = "# Written by .ci/lock.py from a tested environment (Python {python}). Install torch==2.13.0 first.\n"
 APART = {"torch"}
+LEAST_PYTHON = "3.11.0"  # pins must install on it: whoever has an older patch release reads the same lock
 NOT_PINNED = {"mi-course", "pip"}
 
 
@@ -28,6 +30,9 @@ def closure(names: list[str], extras: tuple[str, ...] = ()) -> dict[str, str]:
         key = canonicalize_name(name)
         if key in pins and not wanted:
             continue
+        asks = installed.metadata["Requires-Python"]
+        if asks and LEAST_PYTHON not in SpecifierSet(asks):
+            sys.exit(f"{name} {installed.version} asks for Python {asks}: install an older version, for {LEAST_PYTHON}")
         pins[key] = re.sub(r"\+.*", "", installed.version)
         for line in installed.requires or []:
             requirement = Requirement(line)
