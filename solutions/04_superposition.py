@@ -45,7 +45,8 @@ model
 
 # %% [markdown]
 # ## 1. More features than dimensions
-# A **feature** here is a property of the input that is present or not, and has a size when present. Take $n$ of them, $x \in [0, 1]^n$, and
+# A **feature** here is a property of the input that is present or not, and has a size when present, here
+# drawn uniformly from 0 to 1. Take $n$ of them, $x \in [0, 1]^n$, and
 # press them through $m < n$ dimensions and back ([@elhage2022toy]):
 #
 # $$h = x W^\top, \qquad x' = \mathrm{ReLU}(h W + b), \qquad \text{loss} = \textstyle\sum_i I_i\,(x_i - x'_i)^2$$
@@ -90,7 +91,7 @@ print("features stored (arrow longer than 0.5):", dict(zip(layouts, stored)))
 assert stored[0] <= 3 and stored[1] == 4 and stored[2] == 5
 
 # %% [markdown]
-# Dense features get a dimension each, and the rest is dropped: that is what a principal component analysis does too. Sparse ones share. Two that
+# Dense features get a dimension each, and the rest is mostly dropped (short arrows, below the 0.5 that we count): that is what a principal component analysis does too. Sparse ones share. Two that
 # point in opposite directions, an **antipodal pair**, disturb each other only when both are present, and the ReLU cleans up the rest.
 #
 # How many dimensions does a feature have? Walk along its direction $\hat w_i = w_i / |w_i|$ and see how much room everything else takes there:
@@ -133,7 +134,7 @@ figure.axes[0].set_xscale("log")
 show(
     figure,
     alt="Two lines over density on a log scale. With the ReLU nearly all of the 16 features are stored at "
-    "density 0.01, falling steadily to 4 at density 1. Without it 4 or 5 are stored at every density.",
+    "density 0.01, falling to 4 at density 1. Without it 4 or 5 are stored at every density.",
     reading="With a ReLU, the sparser the features, the more of them are packed into 4 dimensions; without "
     "one it stays at about 4.",
 )
@@ -244,7 +245,8 @@ assert second[j] >= 0.3
 #
 # ## 3. A sparse autoencoder
 # If a state is a sparse sum of more directions than dimensions, look for these directions. An SAE has $d_{SAE} = m$ **features** (also called
-# **latents**), a row $f_j$ of $W_{dec}$ each, and an encoder that says how much of each is in a state $x \in \mathbb{R}^d$ (Eq. 7 and 8):
+# **latents**), a row $f_j$ of $W_{dec}$ each, and an encoder that says how much of each is in a state $x \in \mathbb{R}^d$ (Eq. 7 and 8; from
+# here on $m$ counts features, in sections 1 and 2 it counted dimensions):
 #
 # $$a = \sigma\big((x - b_{dec}) W_{enc} + b_{enc}\big), \qquad \hat x = a W_{dec} + b_{dec} = b_{dec} + \textstyle\sum_j a_j f_j$$
 #
@@ -409,9 +411,10 @@ show(
         ylabel="share of features silent for 25 steps",
     ),
     alt="Four lines of the share of silent features over training. Both runs without a remedy rise "
-    "together and stay high. Resampling falls at every round and rises in between; AuxK stays low.",
+    "together and stay high. Resampling falls at every round and rises in between; AuxK rises with "
+    "them at first, then falls and stays well below.",
     reading="Without a remedy features stay dead; both remedies bring many back (resampling stops before the "
-    "end).",
+    "end). Fewer dead features is not yet a better fit: compare the FVU below.",
 )
 for name, end in ends.items():
     print(f"{name:22} dead on test states {end['dead']:.2f}   FVU {end['fvu']:.3f}")
@@ -479,7 +482,7 @@ assert moved["silent feature to 0"] < 1e-3 < moved["busiest feature to 0"] < mov
 assert recovered["trained"] > recovered["random features"] + 0.05
 
 # %% [markdown]
-# Two things to take along. Loss recovered is generous: even random features keep most of the loss, so a number such as 0.9 means little without
+# Three things to take along. Loss recovered is generous: even random features keep most of the loss, so a number such as 0.9 means little without
 # this control. And clamping a feature to the value that it already has changes nothing, as it should, while the splice alone, with nothing clamped,
 # moves every logit by about 0.5 on average, here much more than switching off the feature that fires most often. An experiment that clamps without the
 # error term books both as the effect of the feature.
@@ -779,7 +782,9 @@ describe(sae, feature)
 #
 # All this is correlation. Does the model *use* such features? Attach the SAE, and `saeF17` is a site like `L3H5`; `mi.zero` on it does what your
 # `clamp_feature` does. For the ten domains that have the best features, switch each of these features off (rows), and see how much the loss changes
-# in every domain (columns). The null is stricter than the rest of a row: for each domain, five other features, drawn from the 20 that fire most often in it.
+# in every domain (columns). Other domains are an easy control, since the
+# feature hardly fires there. So there is a stricter one: in each domain we also switch off five other features, drawn from the 20 that fire
+# most often in it.
 
 # %% label="use"
 model.saes["sae"] = sae
@@ -814,7 +819,8 @@ show(
     ),
     alt="Heat map of ten features by ten domains. Only the diagonal differs from 0, in some domains clearly "
     "and in others hardly. Some cells of the diagonal are framed.",
-    reading="A feature changes its own domain only. Framed: more than each of five others that fire there.",
+    reading="A feature changes almost only its own domain. Framed: more than each of five others that "
+    "fire there.",
 )
 one = names[int(effects.diag().argmax())]
 by_hand = loss_change(clamp_in_model(sae, int(unit[tested[names.index(one)]]), 0.0), one)
@@ -825,7 +831,7 @@ others = effects[~torch.eye(10, dtype=torch.bool)].abs().mean()
 assert abs(effects.diag().max() - by_hand) < 1e-3 and effects.diag().mean() > 10 * others
 
 # %% [markdown]
-# Off the diagonal nothing moves: a feature that fires only in its domain can matter only there. On the diagonal the picture is mixed. Some of the ten
+# Off the diagonal almost nothing moves: a feature that fires only in its domain can hardly matter elsewhere. On the diagonal the picture is mixed. Some of the ten
 # carry a good part of what the model knows there; but most are beaten by at least one of five other features that fire in the same documents and look less
 # clean. A clean feature is not thereby an important one. (And look at the splice: with nothing switched off it can cost as much as the best feature. Without
 # the error term you would have booked both.)
@@ -892,7 +898,7 @@ assert gap < 1e-3 and gap_scope < 1e-3
 # - **Eq. 9** has no constraint on the lengths of features, so its penalty can be made as small as you like (section 3). It also fits ReLU only: TopK has no
 #   penalty, JumpReLU counts active features.
 # - **Absorption** is described in the wrong direction (section 6). Gated, TopK and BatchTopK SAEs are offered as remedies; they were made against
-#   shrinkage, or to control sparsity ([@rajamanoharan2024improving]), and TopK absorbs most of our five. Matryoshka training was made against absorption.
+#   shrinkage, or to control sparsity ([@rajamanoharan2024improving]), and TopK absorbs most of our five on average (seeds differ widely). Matryoshka training was made against absorption.
 # - **Rows or columns?** $f_j$ is row $j$ of $W_{dec}$ in section 2.5 and column $j$ in section 4.3 and Figure 12. With $W_{dec} \in
 #   \mathbb{R}^{m \times d}$ only a row has length $d$; in an `nn.Linear` it is a column.
 # - **The error term** $x - \hat x$ is never mentioned where features are clamped. Without it, every effect contains that of the splice.
