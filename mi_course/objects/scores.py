@@ -103,6 +103,22 @@ class Scores:
         return {"auroc": float(wins + ties / 2), "recall_at_k": float(found / k), "k": k,
                 "chance_recall": k / len(names)}
 
+    def spearman(self, other: Scores, by: str = "abs") -> float:
+        """Rank correlation with other scores of the same sites, -1 ... 1 (ties share their mean rank).
+
+        by: what is ranked, as in `top`. Sites may come in any order. NaN when one of them gives all sites one value.
+        """
+        names, others = [str(site) for site in self.sites], [str(site) for site in other.sites]
+        if set(names) != set(others):
+            only = sorted(set(names) ^ set(others))
+            raise ValueError(f"other scores other sites: {_some(only)} is in one of them only; score the same sites")
+        place = {name: i for i, name in enumerate(others)}
+        mine, theirs = self._importance(by), other._importance(by)[[place[name] for name in names]]
+        ranks = np.stack([_ranks(mine), _ranks(theirs)])
+        if (ranks.std(axis=1) == 0).any():
+            return float("nan")
+        return float(np.corrcoef(ranks)[0, 1])
+
     def to_frame(self):
         """A pandas data frame with columns site and score, most important first."""
         import pandas as pd
@@ -146,6 +162,12 @@ class Scores:
         best = ", ".join(f"{site} {self[site]:+.3g}" for site in self.top(min(3, len(self)))) if len(self) else "none"
         return (f"Scores({self.method}, {self.sign}: {len(self)} sites, top {best}; {self.forwards:g} forwards, "
                 f"{self.backwards:g} backwards, {self.seconds:.2f} s)")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equal values share the mean of their places."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts + 1) / 2)[inverse]
 
 
 def _draw_grid(ax, cells, values):

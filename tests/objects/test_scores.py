@@ -75,3 +75,23 @@ def test_bad_input_is_named(act, says):
 def test_an_unscored_site_is_a_key_error():
     with pytest.raises(KeyError, match="x3 was not scored"):
         make()["x3"]
+
+
+@pytest.mark.parametrize("by", ["abs", "positive", "negative"])
+def test_spearman_is_scipys_and_takes_sites_in_any_order(by):
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-4, 5, 40), rng.integers(-4, 5, 40)  # many ties
+    sites = [f"L0N{i}" for i in range(40)]
+    order = rng.permutation(40)
+    mine, other = make(a.astype(float), sites), make(b[order].astype(float), [sites[i] for i in order])
+    end = {"abs": np.abs, "positive": np.positive, "negative": np.negative}[by]
+    assert mine.spearman(other, by) == pytest.approx(spearmanr(end(a), end(b)).statistic)
+    assert mine.spearman(mine, by) == pytest.approx(1)
+
+
+def test_spearman_asks_for_the_same_sites_and_has_no_value_for_a_constant():
+    with pytest.raises(ValueError, match="score the same sites"):
+        make().spearman(make((1.0, 2.0), HEADS[:2]))
+    assert np.isnan(make((1.0,) * 4).spearman(make()))
