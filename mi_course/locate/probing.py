@@ -165,7 +165,7 @@ def _lda(z, index, n_classes, kind, penalty):
     """The same in the metric of the covariance within classes S: z S^-1 mu_k - mu_k S^-1 mu_k / 2."""
     means = class_means(z, index, n_classes)
     S = within_covariance(z, index, n_classes)
-    ridge = (0.01 if penalty is None else penalty) * S.trace() / len(S)
+    ridge = (0.01 if penalty is None else penalty) * S.trace() / len(S) + 1e-9  # constant states have no S to invert
     W = torch.linalg.solve(S + ridge * torch.eye(len(S), dtype=S.dtype), means.T)
     return W, -(means.T * W).sum(0) / 2
 

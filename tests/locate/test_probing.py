@@ -136,6 +136,13 @@ def test_bad_input_is_named(x, y, options, message):
         fit(x, y, **options)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_state_gives_the_majority(kind):
+    """Every prompt ends in the same token, say: its embedding tells nothing."""
+    x, y = torch.ones(30, 4), ["a"] * 10 + ["b"] * 20
+    assert set(fit(x, y, kind).predict(x)) <= ({"b"} if kind not in ("mean difference", "lda") else {"a", "b"})
+
+
 def test_directions_ask_for_a_class_that_exists():
     x, y, _ = planted()
     probe = fit(x, y)
