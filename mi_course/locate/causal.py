@@ -13,14 +13,16 @@ a backup (audit A17): remove the set together with `ablate_together`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from mi_course.models import edit, intervene, mean, patch, record, zero
+from mi_course.models import Site, edit, mean, patch, record, zero
+from mi_course.models.batch import columns_of
 from mi_course.objects import Scores, Task
+
+from .sweep import Sweep
 
 KINDS = ("zero", "mean")
 
@@ -68,53 +70,24 @@ def ablation(sites: Iterable[str], kind: str = "zero", means: dict[str, torch.Te
     return [mean(site, means[str(site)]) for site in sites]
 
 
-class Sweep:
-    """A task made ready to be measured many times with one model: prompts and answers are tokenized once.
-
-    Counts the prompt rows sent through the model in `forwards`.
-    """
-
-    def __init__(self, model, task: Task, on: str = "clean"):
-        task.validate(model)
-        foils = None if task.foils is None else task.foil_ids(model).tolist()
-        self.model = model
-        self.task = replace(task, targets=task.target_ids(model).tolist(), foils=foils)
-        self.batch = model.tokenize(task.prompts if on == "clean" else task.corrupted)
-        self.forwards = 0
-        self.started = time.perf_counter()
-
-    @torch.no_grad()
-    def measure(self, edits: Sequence = ()) -> torch.Tensor:
-        """[n] metric of every item under these edits."""
-        with intervene(self.model, *edits):
-            logits = self.model.last_logits(self.batch)
-        self.forwards += len(self.task)
-        return self.task.metric_of(logits, self.model)
-
-    def scores(self, sites, values, method: str, sign: str) -> Scores:
-        seconds = time.perf_counter() - self.started
-        return Scores(list(sites), values, method=method, sign=sign, forwards=self.forwards, seconds=seconds)
-
-
 def ablate_each(model, task: Task, sites: Sequence[str], kind: str = "zero", means: dict | None = None) -> Scores:
     """Ablate the sites one by one: mean over items of F(ablated) - F(clean). Helpful sites are negative.
 
     kind: "zero", or "mean" (over all tokens of the task's own prompts unless `means` is given).
     """
+    sweep = Sweep(model, task)
     if kind == "mean" and means is None:
         means = site_means(model, task.prompts, sites)
-    sweep = Sweep(model, task)
-    base = sweep.measure()
-    values = [(sweep.measure(ablation([site], kind, means)) - base).mean().item() for site in sites]
-    return sweep.scores(sites, values, f"{kind} ablation", "ablation")
+        sweep.count_runs(1)
+    effects = sweep.effects([ablation([site], kind, means) for site in sites])
+    return sweep.scores(sites, effects, f"{kind} ablation", "ablation")
 
 
 def ablate_together(model, task: Task, sites: Sequence[str], kind: str = "zero", means: dict | None = None):
     """Ablate all the sites at once. Returns [n], F(ablated) - F(clean) of every item."""
     if kind == "mean" and means is None:
         means = site_means(model, task.prompts, sites)
-    sweep = Sweep(model, task)
-    return sweep.measure(ablation(sites, kind, means)) - sweep.measure()
+    return Sweep(model, task).effects([ablation(sites, kind, means)])[0]
 
 
 def patch_each(model, task: Task, sites: Sequence[str], direction: str = "denoising") -> Scores:
@@ -130,15 +103,18 @@ def patch_each(model, task: Task, sites: Sequence[str], direction: str = "denois
         raise ValueError(f"direction={direction!r} is unknown; choose noising or denoising")
     if task.corrupted is None:
         raise ValueError(f"task {task.name!r} has no corrupted prompts: patching needs aligned twins")
-    sites = [str(site) for site in sites]
+    sites = [Site.parse(site) for site in sites]
     run, source = ("corrupted", task.prompts) if direction == "denoising" else ("clean", task.corrupted)
     sweep = Sweep(model, task, on=run)
     with torch.no_grad():
         values = record(model, source, sites)
-    sweep.forwards += len(task)
-    base = sweep.measure()
-    effects = [(sweep.measure([patch(site, values[site])]) - base).mean().item() for site in sites]
-    return sweep.scores(sites, effects, "patching", direction)
+    sweep.count_runs(1)
+    cells = []
+    for site in sites:
+        # before the first changed token the twin's value is the one that is there already
+        here = sweep.changed if site.position is None else sweep.changed & position_mask(sweep.batch, site.position)
+        cells.append(patch(site.at(None), values[site], positions=here))
+    return sweep.scores([str(site) for site in sites], sweep.effects(cells), "patching", direction)
 
 
 def grid(model, positions: Sequence[int], kind: str = "x") -> list[str]:
@@ -209,27 +185,31 @@ def causal_trace(
         raise ValueError(f"window={window} and draws={draws} must be at least 1")
     sites = [f"{kind}{layer}" for layer in range(model.n_layers + (kind == "x"))]
     sweep = Sweep(model, task)
-    clean, corrupted = sweep.measure(), torch.zeros(len(task))
+    clean, corrupted = sweep.base, torch.zeros(len(task))
     with torch.no_grad():
         states = record(model, task.prompts, sites)
     subject = span_mask(sweep.batch, spans)
-    places = {role: torch.tensor([p if p is not None else 0 for p in where]) for role, where in roles.items()}
+    places = [torch.tensor([p if p is not None else 0 for p in where]) for where in roles.values()]
+    masks = [position_mask(sweep.batch, where) for where in places]
+    around = [sites[max(0, layer - (window - 1) // 2) : layer + window // 2 + 1] for layer in range(len(sites))]
+    cells = [[patch(s, states[s], positions=mask) for s in near] for near in around for mask in masks]
     effects = torch.zeros(len(task), len(sites), len(roles))
     sigma = noise * model.hf.get_input_embeddings().weight.float().std().item()
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
         shift = (sigma * torch.randn(*subject.shape, model.d_model, generator=generator)).to(model.device, model.dtype)
         corrupt = edit("embed", lambda value, shift=shift: value + shift, positions=subject)
-        base = sweep.measure([corrupt])
+        base, *restored = Sweep(model, task, under=[corrupt]).values([[], *cells])
         corrupted += base / draws
-        for column, positions in enumerate(places.values()):
-            for layer in range(len(sites)):
-                around = sites[max(0, layer - (window - 1) // 2) : layer + window // 2 + 1]
-                restore = [patch(site, states[site], positions=positions) for site in around]
-                effects[:, layer, column] += (sweep.measure([corrupt, *restore]) - base) / draws
+        effects += (torch.stack(restored) - base).unflatten(0, (len(sites), len(roles))).permute(2, 0, 1) / draws
     absent = torch.tensor([[p is None for p in where] for where in roles.values()]).T
     effects[absent[:, None].expand_as(effects)] = torch.nan
     return Trace(sites, list(roles), effects, clean, corrupted, window, noise)
+
+
+def position_mask(batch, position) -> torch.Tensor:
+    """[B, T] bool mask of one real-token position of every row (negative from the end); [B] for one per row."""
+    return torch.zeros_like(batch.mask).scatter(1, columns_of(batch.mask, position), 1).bool()
 
 
 def span_mask(batch, spans: Sequence[tuple[int, int]]) -> torch.Tensor:

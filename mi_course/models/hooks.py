@@ -57,7 +57,16 @@ class Where:
         return mask.view(shape)
 
 
-Tap = tuple[Site, Callable[[Tensor, Where], Tensor]]
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch that one tap works on, and the prompts in them: a batch may hold many copies of a task."""
+
+    index: slice
+    chosen: Chosen
+
+
+# A site, a function of its value and, where the tap works on some rows of the batch only, which.
+Tap = tuple[Site, Callable[[Tensor, Where], Tensor]] | tuple[Site, Callable[[Tensor, Where], Tensor], Rows]
 
 
 class Taps:
@@ -66,8 +75,8 @@ class Taps:
     def __init__(self, model):
         self.model = model
         self.prompt_width = None  # set while generating without a cache, where a call cannot tell prompt from reply
-        self._active: list[tuple[Slot, Callable]] = []
-        self._by_port: dict[tuple, list[tuple[Slot, Callable]]] = {}
+        self._active: list[tuple[Slot, Callable, Rows | None]] = []
+        self._by_port: dict[tuple, list[tuple[Slot, Callable, Rows | None]]] = {}
         self._handles: dict[tuple, object] = {}
         self._leave_attention = None
         self._prompt = None
@@ -77,7 +86,7 @@ class Taps:
     @contextmanager
     def active(self, taps: Iterable[Tap]):
         """Serve these taps, after those already active. Sites are checked first: SiteError leaves nothing behind."""
-        entries = [(resolve(self.model, site), tap) for site, tap in taps]
+        entries = [(resolve(self.model, site), tap, *(rows or [None])) for site, tap, *rows in taps]
         before = self._active
         try:
             self._install(before + entries)
@@ -180,9 +189,9 @@ class Taps:
 
     def _at(self, point, tensor: Tensor) -> Tensor:
         """Run the taps of one hook point. OPT's FFN works on [B * T, d]; everything here has the two axes apart."""
-        rows = self._run[0]
+        rows, past, total, _ = self._run
         if tensor.dim() == 2:
-            apart = tensor.view(rows, -1, tensor.shape[-1])
+            apart = tensor.view(-1, total - past, tensor.shape[-1])
             new = self._process(point, apart)
             return tensor if new is apart else new.flatten(0, 1)
         if tensor.shape[0] != rows and point[0] == "pos":  # position embeddings may come once for all rows
@@ -196,7 +205,7 @@ class Taps:
         if kind == "z" and any(port[:2] == ("result", layer) for port in self._by_port):
             self._kept[point] = new
         if ("mid", layer) in self._by_port and kind == ("attn.write" if self.model.family.attn_post_norm else "attn"):
-            mid = self._kept.pop(("x", layer)) + new
+            mid = self._kept.pop(("x", layer))[: len(new)] + new  # a partial run may leave its last rows out
             changed = self._process(("mid", layer), mid)
             new = new if changed is mid else new + (changed - mid)
         return new
@@ -229,13 +238,20 @@ class Taps:
         if not entries:
             return tensor
         _, past, total, chosen = self._run
-        for slot, tap in entries:
-            # keys and values come with the cached past (a sliding window may have dropped its beginning)
-            start = total - tensor.shape[1] if port[0] in ("k", "v") else past
-            old = slot.read(tensor)
-            new = tap(old, Where(chosen, slot.axis, start, total))
-            if new is not old:
+        # keys and values come with the cached past (a sliding window may have dropped its beginning)
+        start = total - tensor.shape[1] if port[0] in ("k", "v") else past
+        original = tensor
+        for slot, tap, rows in entries:
+            part = tensor if rows is None else tensor[rows.index]
+            old = slot.read(part)
+            new = tap(old, Where(chosen if rows is None else rows.chosen, slot.axis, start, total))
+            if new is old:
+                continue
+            if rows is None:
                 tensor = slot.write(tensor, new)
+            else:
+                tensor = tensor.clone() if tensor is original else tensor  # one copy for all the rows
+                tensor[rows.index] = slot.write(part, new)
         return tensor
 
 

@@ -25,6 +25,7 @@ class Scores:
     forwards, backwards   prompt rows sent through the whole model, and back
     token_layers          tokens times layers really computed: the honest unit when passes start half way
     seconds               wall time
+    per_item              [n, items] the effect on every item, of which the value is the mean; None where there is none
     """
 
     sites: list
@@ -35,6 +36,7 @@ class Scores:
     backwards: float = 0
     seconds: float = 0.0
     token_layers: float = 0
+    per_item: np.ndarray | None = None
 
     def __post_init__(self):
         values = self.values
@@ -43,6 +45,8 @@ class Scores:
         values = np.asarray(values, dtype=np.float64)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "sites", list(self.sites))
+        if isinstance(self.per_item, torch.Tensor):
+            object.__setattr__(self, "per_item", self.per_item.detach().double().cpu().numpy())
         if values.shape != (len(self.sites),):
             raise ValueError(f"values has shape {values.shape} for {len(self.sites)} sites; give one number per site")
         names = [str(site) for site in self.sites]

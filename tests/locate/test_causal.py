@@ -80,7 +80,9 @@ def test_signs_costs_and_errors():
     model, task = random_task()
     scores = causal.ablate_each(model, task, causal.heads(model), "mean")
     assert scores.sign == "ablation" and len(scores) == model.n_layers * model.n_heads
-    assert scores.forwards == 3 * (1 + len(scores))
+    # three prompts: the base run, the means, and for four heads in each layer the layers from theirs on
+    assert scores.forwards == 3 * (1 + 1 + 4 * (3 + 2 + 1) / 3)
+    assert scores.per_item.shape == (12, 3) and scores.per_item.mean(1) == pytest.approx(scores.values)
     assert causal.patch_each(model, task, ["x1"]).sign == "denoising"
     with pytest.raises(ValueError, match="kind='blur'"):
         causal.ablate_each(model, task, ["mlp0"], "blur")
