@@ -3,6 +3,7 @@
     features      activations of named sites, one row per prompt (or per token), in batches
     split_by      train and test with no entity, or no template, in both
     sweep         one probe per site, scored on the test part: Scores
+    contrast      the same for a Task with twins: which sites tell a prompt from its twin?
     k_sparse      a probe on k chosen features or neurons against the dense one (Gurnee et al. 2023)
 
 Which site decodes best is a shortlist for interventions, no more (`erasure`, `causal`).
@@ -177,6 +178,27 @@ def sweep(model, task, sites: Iterable, label, split: Split, kind: str = "logist
     tokens = int(model.tokenize(prompts).mask.sum())
     return Scores(list(rows), values, f"{kind} probe, {metric}", "magnitude", forwards=len(prompts),
                   token_layers=tokens * model.n_layers, seconds=time.perf_counter() - started)  # fmt: skip
+
+
+def contrast(model, task, sites: Iterable, label: str = "answer", by: str | None = None, kind: str = "logistic",
+             positions="last", metric: str = "accuracy", test: float = 0.3, seed: int = 0,
+             penalty: float | None = None) -> Scores:  # fmt: skip
+    """Probing as a localizer of a Task with corrupted twins: which sites tell a prompt from its twin?
+
+    label: "answer", the right answer (the target of a prompt, the foil of its twin), or "twin", which of the two it is.
+        "twin" says nothing where twins go both ways, as when the twin of every "loud" is a "quiet" and the reverse.
+    by: a label of the task (template, subject) that must not be on both sides of the split; None splits at random. A
+        prompt and its twin always stay together. The rest is as in `sweep`.
+    """
+    if task.corrupted is None:
+        raise ValueError(f"task {task.name!r} has no corrupted prompts to tell from the others; use sweep with a label")
+    if label not in ("answer", "twin"):
+        raise ValueError(f"label={label!r} is unknown; choose 'answer' or 'twin'")
+    n = len(task)
+    pairs = split_rows(n, test, seed) if by is None else split_by(task.labels, by, test=test, seed=seed)
+    split = Split(*([*rows, *(i + n for i in rows)] for rows in (pairs.train, pairs.test)))
+    y = [True] * n + [False] * n if label == "twin" else task.target_ids(model).tolist() + task.foil_ids(model).tolist()
+    return sweep(model, [*task.prompts, *task.corrupted], sites, y, split, kind, positions, metric, penalty)
 
 
 def evaluate(x: Tensor, y: Sequence, split: Split, kind: str = "logistic", metric: str = "accuracy",

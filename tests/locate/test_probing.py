@@ -296,6 +296,30 @@ def test_sweeps_refuse_what_does_not_fit(circuit):
         sweep(model, c.task, ["x1"], list("abcd") * 4, split, metric="auroc")
 
 
+def test_contrast_ranks_the_heads_that_carry_the_answer():
+    """Which head brings the answer to the last token is known in each of these models."""
+    for name in ("lookup", "cancelling", "decodable"):
+        c = compiled.ALL[name]()
+        model = c.wrap()
+        heads = [f"L{layer}H{head}.z" for layer in range(2) for head in range(3)]
+        found = sweeps.contrast(model, c.task, heads)
+        truth = [f"{site}.z" for site in c.answer if "H" in site]
+        assert found.top(1, by="positive") == truth, name
+        assert found.against(truth, by="positive")["auroc"] == 1
+    # twins go both ways in "decodable": the question "prompt or twin" has no answer there
+    assert max(sweeps.contrast(model, c.task, heads, label="twin").values) <= 0.5
+
+
+def test_contrast_keeps_twins_together_and_says_what_is_missing(circuit):
+    c, model = circuit
+    found = sweeps.contrast(model, c.task, ["x1"], by="mood")
+    assert found["x1"] == 1 and found.forwards == 32
+    with pytest.raises(ValueError, match="no corrupted prompts"):
+        sweeps.contrast(model, mi.Task("plain", ["it says"], ["shout"], metric="logprob"), ["x1"])
+    with pytest.raises(ValueError, match="label='mood' is unknown"):
+        sweeps.contrast(model, c.task, ["x1"], label="mood")
+
+
 # --- sparse probes ---------------------------------------------------------------------------------------------------
 
 
