@@ -147,8 +147,13 @@ class Model:
         """
         batch = self.tokenize(prompts)
         with torch.set_grad_enabled(grad):
-            states = self.body(**_inputs(batch)).last_hidden_state  # after the final norm
+            states = self.states(batch, grad)
             return self._head(states[torch.arange(len(batch), device=self.device), batch.last])
+
+    def states(self, prompts, grad: bool = False) -> Tensor:
+        """The last states after the final norm [B, T, d]: all of the model but the unembedding."""
+        with torch.set_grad_enabled(grad):
+            return self.body(**_inputs(self.tokenize(prompts))).last_hidden_state
 
     def _head(self, normed: Tensor) -> Tensor:
         """States after the final norm [..., d] -> logits [..., V]."""

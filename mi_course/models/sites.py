@@ -25,6 +25,7 @@ writing it changes the key for every query head of the group.
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 WHOLE = {"x", "mid", "attn", "mlp", "embed", "pos", "logits"}
 HEAD_PARTS = ("result", "z", "q", "k", "v", "scores", "pattern")
@@ -74,16 +75,7 @@ class Site:
             return text
         if not isinstance(text, str):
             raise SiteError(f"site {text!r} is a {type(text).__name__}; give a string such as 'x4' or 'L3H5.z'")
-        body, at, position = text.strip().partition("@")
-        if at and not re.fullmatch(r"-?\d+", position):
-            raise SiteError(f"site {text!r}: the position after '@' must be one integer, as in 'x4@-1'")
-        site = _parse_body(body)
-        if site is None:
-            raise SiteError(
-                f"site {text!r} is not in the grammar; write for instance x4, mid2, attn2, mlp2, embed, pos, L3H5, "
-                "L3H5.z, L3H5.pattern, L2N117, z3, pattern3, neurons2, <sae>F123, or with a position as in x4@-1"
-            )
-        return replace(site, position=int(position)) if at else site
+        return _parse_text(text)
 
     def at(self, position: int | None) -> "Site":
         """The same object at one position of the prompt."""
@@ -124,6 +116,20 @@ _PATTERNS = [
     ),
 ]
 _PATTERNS = [(re.compile(pattern), make) for pattern, make in _PATTERNS]
+
+
+@lru_cache(maxsize=100_000)  # sweeps name the same sites again and again
+def _parse_text(text: str) -> Site:
+    body, at, position = text.strip().partition("@")
+    if at and not re.fullmatch(r"-?\d+", position):
+        raise SiteError(f"site {text!r}: the position after '@' must be one integer, as in 'x4@-1'")
+    site = _parse_body(body)
+    if site is None:
+        raise SiteError(
+            f"site {text!r} is not in the grammar; write for instance x4, mid2, attn2, mlp2, embed, pos, L3H5, "
+            "L3H5.z, L3H5.pattern, L2N117, z3, pattern3, neurons2, <sae>F123, or with a position as in x4@-1"
+        )
+    return replace(site, position=int(position)) if at else site
 
 
 def _parse_body(body: str) -> Site | None:

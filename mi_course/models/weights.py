@@ -124,16 +124,22 @@ def attention(model, layer: int) -> Attention:
     else:
         split = _split_fused(*_linear(block.get_submodule(family.qkv)), family.qkv_layout, H, K, n)
     (W_Q, b_Q), (W_K, b_K), (W_V, b_V) = [(W.unflatten(1, (m, n)), b.unflatten(0, (m, n))) for W, b, m in split]
-    W_O, b_O = _linear(block.get_submodule(family.o))
+    W_O, b_O = attention_output(model, layer)
     module = block.get_submodule(family.attn)
     return Attention(
-        W_Q, b_Q, W_K, b_K, W_V, b_V, W_O.unflatten(0, (H, n)), b_O,
+        W_Q, b_Q, W_K, b_K, W_V, b_V, W_O, b_O,
         scale=score_scale(model, layer),
         softcap=getattr(config, "attn_logit_softcapping", None),
         q_norm=_norm(module.q_norm, family) if family.qk_norm else None,
         k_norm=_norm(module.k_norm, family) if family.qk_norm else None,
         window=_window(module, config),
     )  # fmt: skip
+
+
+def attention_output(model, layer: int) -> tuple[Tensor, Tensor]:
+    """(W_O [H, d_head, d], b_O [d]) alone, where the rest of `attention` is not needed."""
+    W_O, b_O = _linear(model.block(layer).get_submodule(model.family.o))
+    return W_O.unflatten(0, (model.n_heads, model.d_head)), b_O
 
 
 def ffn(model, layer: int) -> FFN:
