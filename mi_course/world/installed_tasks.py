@@ -183,10 +183,11 @@ def installed_effect(
     if [str(site) for site in with_it.sites] != [str(site) for site in without.sites]:
         raise ValueError(f"localizer {with_it.method!r} scored different sites in the two models; give it fixed sites")
     costs = ("forwards", "backwards", "seconds", "token_layers")
-    return replace(
-        with_it,
-        values=with_it.values - without.values,
+    return Scores(
+        with_it.sites,
+        with_it.values - without.values,
         method=f"{with_it.method}, installed minus base",
+        sign=with_it.sign,
         **{cost: getattr(with_it, cost) + getattr(without, cost) for cost in costs},
     )
 
