@@ -67,8 +67,8 @@ def scored(localizer: Callable, model, task, sites: Sequence[str], name: str | N
     """Call a localizer and return its result as Scores, with the seconds it took and the work it made the model do.
 
     The localizer may return Scores over these sites (in any order), or one number per site as list, array or tensor,
-    higher = more important. Costs that Scores state are kept; others are counted at the model. Raises ValueError that
-    says what is wrong with a result: its length, NaN, no numbers, other sites. An exception of the localizer itself is
+    higher = more important (sign "importance"). Costs that Scores state are kept. Raises ValueError for a
+    result that is no such thing: its length, NaN, no numbers, other sites. An exception of the localizer itself is
     passed on as it is.
     """
     if not callable(localizer):
@@ -83,7 +83,7 @@ def scored(localizer: Callable, model, task, sites: Sequence[str], name: str | N
     cost = {"forwards": meter.forward * rows, "backwards": meter.backward * rows, "token_layers": meter.forward}
     if isinstance(result, Scores):
         return _in_order(result, sites, name, cost | {"seconds": seconds})
-    return Scores(list(sites), _numbers(result, len(sites), name), name, "magnitude", seconds=seconds, **cost)
+    return Scores(list(sites), _numbers(result, len(sites), name), name, "importance", seconds=seconds, **cost)
 
 
 def _numbers(result, n: int, name: str) -> np.ndarray:
