@@ -109,11 +109,11 @@ def patch_each(model, task: Task, sites: Sequence[str], direction: str = "denois
     with torch.no_grad():
         values = record(model, source, sites)
     sweep.count_runs(1)
-    cells = []
-    for site in sites:
-        # before the first changed token the twin's value is the one that is there already
-        here = sweep.changed if site.position is None else sweep.changed & position_mask(sweep.batch, site.position)
-        cells.append(patch(site.at(None), values[site], positions=here))
+    # before the first changed token the twin's value is the one that is there already
+    here = {None: sweep.changed}
+    for position in {site.position for site in sites} - {None}:
+        here[position] = sweep.changed & position_mask(sweep.batch, position)
+    cells = [patch(site.at(None), values[site], positions=here[site.position]) for site in sites]
     return sweep.scores([str(site) for site in sites], sweep.effects(cells), "patching", direction)
 
 

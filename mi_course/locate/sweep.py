@@ -5,15 +5,18 @@ layer that it edits, and only from the first position on. So a cell starts there
 the base run; cells go through the model together, as rows of one batch; and of the output only the logits that the
 metric reads are computed. All of this is exact: a cell's value is what a plain forward pass under `intervene` gives.
 
-What an FFN writes reaches x^{l+1} by addition, so where no post-norm follows, an edit of `mlp{l}`, of a neuron or of a
-feature of these needs no block of its layer: it starts at l + 1, from x^{l+1} + (new - old).
+Three savings inside a block. What an FFN writes reaches x^{l+1} by addition, so where no post-norm follows, an edit of
+`mlp{l}`, of a neuron or of a feature of these starts at l + 1, from x^{l+1} + (new - old). An edit of z, `attn{l}` or
+`mid{l}` changes x^mid by a known difference: of its block only the FFN is computed. And of the last block only the
+answer is read, so one query and one FFN input of each row do, unless an edit is in that block.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -21,22 +24,31 @@ from torch import Tensor
 from mi_course.models import Site, patch, record, weights
 from mi_course.models.batch import Chosen
 from mi_course.models.hooks import Rows, Where, resolve
-from mi_course.models.partial import Past, run_from
+from mi_course.models.partial import Past, ffn_write, last_block, run_from
 from mi_course.objects import Scores, Task
 
 # Edits that act on every position for itself, so that they can be given a part of the columns. `edit` may do anything.
 _BY_POSITION = ("zero", "mean", "patch", "scale", "project", "add")
+BRANCH = {"attn": "attn", "head": "attn", "mlp": "mlp", "neuron": "mlp"}
 TOKENS_PER_RUN = 2048
+# What starting one pass through one layer costs beside its arithmetic, in floating-point operations (measured).
+OVERHEAD = 4e7
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Plan:
-    """How a cell is run: where it starts, what it adds to the base state there, and the taps that do the rest."""
+    """How a cell is run: where it starts, the state that it starts from, and the taps that do the rest."""
 
     layer: int  # -1: from the embeddings
     column: int
-    difference: Tensor | None  # [n, T, d]
+    state: Tensor | None  # x^layer [n, T - column, d]; at the answer alone, [n, d], when layer = L; None at -1
     taps: list
+    is_mid: bool = False  # whether `state` is still x^mid of the layer below, the FFN of which has to be added
+
+    def ends_early(self, model) -> bool:
+        """Whether nothing is tapped in the last block or after it."""
+        last = model.n_layers - 1
+        return 0 <= self.layer <= last and all(_layer(model, site) < last for site, _ in self.taps)
 
 
 class Sweep:
@@ -73,7 +85,7 @@ class Sweep:
         self._weights = None
         self._chosen = Chosen(self.batch.mask, self.batch.mask)
 
-    @property
+    @cached_property
     def changed(self) -> Tensor:
         """[n, T] bool, the columns at or after the first token in which the twins differ.
 
@@ -130,15 +142,11 @@ class Sweep:
         cells = [[(*tap, first) for tap in taps if (first := self._first_column(*tap)) is not None] for taps in cells]
         self._prepare(cells)
         plans = [self._plan(taps) for taps in cells]
+        self._add_ffns(plans)
         results: list[Tensor | None] = [None] * len(cells)
-        unchanged = [i for i, plan in enumerate(plans) if plan is None]
-        if unchanged:
-            final = self.model.hf.get_submodule(self.model.family.final_norm)(self._answer(self._past.x[-1], 0))
-            for i in unchanged:
-                results[i] = read(final)[0]
-        for chunk in self._chunks(plans):
-            found = read(self._partial([plans[i] for i in chunk]))
-            for i, result in zip(chunk, found):
+        for chunk, run in self._chunks(plans):
+            normed = self.model.hf.get_submodule(self.model.family.final_norm)(run([plans[i] for i in chunk]))
+            for i, result in zip(chunk, read(normed.unflatten(0, (-1, len(self.batch))))):
                 results[i] = result
         return torch.stack(results)
 
@@ -147,16 +155,16 @@ class Sweep:
         with self.model.taps.active([*self._under, *taps]):
             batch = self.batch
             inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.position_ids}
-            states = self.model.body(**inputs, use_cache=False).last_hidden_state
+            normed = self.model.body(**inputs, use_cache=False).last_hidden_state
         self.count_runs(1)
-        return read(self._answer(states, 0))[0]
+        return read(self._answer(normed, 0)[None])[0]
 
     def _prepare(self, cells: list) -> None:
         """Make the base run, unless it is there already, with what the cells need of it."""
         state = [(p.data_ptr(), p._version) for p in self.model.hf.parameters()]
         if state != self._weights:
             self._past, self._weights = None, state
-        wanted = {str(base) for taps in cells for base in [self._written_by_ffn(taps)] if base is not None}
+        wanted = {str(site) for taps in cells for site in self._needed(self._lifted(taps))}
         missing = sorted(wanted - self._past.also.keys()) if self._past else sorted(wanted)
         if self._past and not missing:
             return
@@ -167,36 +175,48 @@ class Sweep:
                 self._past.also.update(record(self.model, self.batch, missing))
         self.count_runs(1)
 
-    def _written_by_ffn(self, taps: list) -> Site | None:
-        """The site (mlp or neurons of a layer) through which all edits of the lowest layer act, or None."""
-        layers = [self._layer(site) for site, *_ in taps]
+    def _lifted(self, taps: list) -> Site | None:
+        """The one tensor through which all edits of the lowest layer act, if the next state follows from it simply."""
+        layers = [_layer(self.model, site) for site, *_ in taps]
         objects = {_base(self.model, site) for (site, *_), layer in zip(taps, layers) if layer == min(layers)}
-        if len(objects) != 1 or self.model.family.mlp_post_norm:
+        if len(objects) != 1:
             return None
-        found = objects.pop()
-        if found.kind == "mlp":
-            return replace(found, part=None)
-        return found if found.kind == "neuron" and found.part == "neurons" else None
+        found, family = objects.pop(), self.model.family
+        if found.kind in ("x", "mid"):
+            return found
+        if found.kind not in BRANCH or {"attn": family.attn_post_norm, "mlp": family.mlp_post_norm}[BRANCH[found.kind]]:
+            return None
+        if found.kind in ("attn", "mlp"):
+            return Site(found.kind, found.layer)  # its write is the same without a post-norm
+        return found if found.part in ("z", "neurons") else None
 
-    def _layer(self, site: Site) -> int:
-        layer = _base(self.model, site).layer
-        return -1 if layer is None else layer
+    def _needed(self, lifted: Site | None) -> list[Site]:
+        """What of the base run an edit of this tensor starts from, beside the states."""
+        if lifted is None or lifted.kind == "x":
+            return []
+        return list({lifted, Site("mid", lifted.layer)}) if self._passes_ffn(lifted) else [lifted]
 
-    def _plan(self, taps: list) -> _Plan | None:
-        """Where this cell starts; None when it changes nothing."""
+    def _passes_ffn(self, lifted: Site) -> bool:
+        """Whether the FFN of its layer reads what an edit of this tensor changes."""
+        sequential = not self.model.family.is_parallel(self.model.config)
+        return lifted.kind in ("mid", "attn", "head") and sequential
+
+    def _plan(self, taps: list) -> _Plan:
+        """Where this cell starts."""
         if not taps:
-            return None
+            return _Plan(self.model.n_layers, 0, self._answer(self._past.x[-1], 0), [])
         column = min(int(self.batch.last.min()), *(first for *_, first in taps))
-        layer = min(self._layer(site) for site, *_ in taps)
-        written = self._written_by_ffn(taps)
+        layer = min(_layer(self.model, site) for site, *_ in taps)
+        lifted = self._lifted(taps)
         taps = [(site, tap) for site, tap, _ in taps]
         if layer < 0:
-            taps = [*self._under, *taps]
-        if written is None:
-            return _Plan(layer, column, None, taps)
-        below = [tap for tap in taps if self._layer(tap[0]) == layer]
-        above = [tap for tap in taps if self._layer(tap[0]) > layer]
-        return _Plan(layer + 1, column, self._difference(written, below, column), above)
+            return _Plan(layer, column, None, [*self._under, *taps])
+        if lifted is None:
+            return _Plan(layer, column, self._past.x[layer][:, column:], taps)
+        below = [tap for tap in taps if _layer(self.model, tap[0]) == layer]
+        above = [tap for tap in taps if _layer(self.model, tap[0]) > layer]
+        layer = layer if lifted.kind == "x" else layer + 1
+        return _Plan(layer, column, self._start(lifted, below, column), above, self._passes_ffn(lifted))
 
     def _first_column(self, site: Site, tap) -> int | None:
         """First column that a tap can change: 0 when it is not known, None when it changes none."""
@@ -208,57 +228,94 @@ class Sweep:
             return 0
         return None if chosen is False else int(chosen.any(0).long().argmax())
 
-    def _difference(self, written: Site, taps: list, column: int) -> Tensor:
-        """What the edits of one FFN add to x^{l+1} of the base run, [n, T - column, d]."""
-        old = self._past.also[str(written)][:, column:]
-        where = Where(self._chosen, 1, column, column + old.shape[1])
-        W_out = None if written.kind == "mlp" else weights.ffn(self.model, written.layer).W_out
-        neurons = [site.index for site, _ in taps if site.kind == "neuron"]
-        if len(neurons) == len(taps) == len(set(neurons)) and None not in neurons:  # only their rows of W_out
-            values = torch.stack([old[..., j] for j in neurons], -1)
-            new = torch.stack([tap(old[..., j], where) for j, (_, tap) in zip(neurons, taps)], -1)
-            return (new - values) @ W_out[neurons]
-        new = old
-        for site, tap in taps:
-            slot = resolve(self.model, site)
-            value = slot.read(new)
-            changed = tap(value, where)
-            new = new if changed is value else slot.write(new, changed)
-        return new - old if W_out is None else (new - old) @ W_out
+    def _start(self, lifted: Site, taps: list, column: int) -> Tensor:
+        """The state that follows from edits of one tensor of the base run, as `_Plan.state`."""
+        model, layer, past = self.model, lifted.layer, self._past
+        old = past.x[layer] if lifted.kind == "x" else past.also[str(lifted)]
+        old = old[:, column:].flatten(2)  # z as it enters W_O, all heads side by side
+        where = Where(self._chosen, 1, column, self.batch.ids.shape[1])
+        new = _edited(model, old, taps, where)
+        at_answer = layer + (lifted.kind != "x") == model.n_layers
+        if at_answer:  # nothing else is read
+            new, old = self._answer(new, column), self._answer(old, column)
 
-    def _chunks(self, plans: list) -> Iterable[list[int]]:
-        """Cells that run together: one start column, ascending layers, a bounded number of tokens."""
-        order = [i for i, plan in enumerate(plans) if plan is not None]
-        order.sort(key=lambda i: (plans[i].column, plans[i].layer))
-        chunk: list[int] = []
-        for i in order:
-            column = plans[i].column
-            tokens = len(self.batch) * (self.batch.ids.shape[1] - column)
-            if chunk and (plans[chunk[0]].column != column or (len(chunk) + 1) * tokens > TOKENS_PER_RUN):
-                yield chunk
-                chunk = []
-            chunk.append(i)
-        if chunk:
-            yield chunk
+        def of_base(state):
+            return self._answer(state, 0) if at_answer else state[:, column:]
 
-    def _partial(self, plans: list[_Plan]) -> Tensor:
-        """Run cells of one start column together. Returns their normed states at the answer, [c, n, d]."""
-        past, column, n = self._past, plans[0].column, len(self.batch)
+        if lifted.kind in ("x", "mid"):
+            return new
+        difference = new - old
+        indices = {site.index for site, _ in taps} if lifted.kind in ("neuron", "head") else {None}
+        if any(site.kind == "feature" for site, _ in taps):
+            indices = {None}
+        rows = slice(None) if None in indices else sorted(indices)  # only the neurons or heads that changed
+        if lifted.kind == "neuron":
+            difference = difference[..., rows] @ weights.ffn(model, layer).W_out[rows]
+        elif lifted.kind == "head":
+            per_head = difference.unflatten(-1, (model.n_heads, -1))[..., rows, :]
+            difference = per_head.flatten(-2) @ weights.attention(model, layer).W_O[rows].flatten(0, 1)
+        after = past.also[f"mid{layer}"] if self._passes_ffn(lifted) else past.x[layer + 1]
+        return of_base(after) + difference
+
+    def _add_ffns(self, plans: list[_Plan]) -> None:
+        """Where a cell starts from x^mid, add what the FFN writes: for all cells of a layer at once."""
+        by_layer: dict[int, list[_Plan]] = {}
+        for plan in plans:
+            if plan.is_mid:
+                by_layer.setdefault(plan.layer - 1, []).append(plan)
+        for layer, some in by_layer.items():
+            mids = torch.cat([plan.state.flatten(0, -2) for plan in some])
+            states = mids + ffn_write(self.model, layer, mids)
+            for plan, state in zip(some, states.split([plan.state[..., 0].numel() for plan in some])):
+                plan.state, plan.is_mid = state.view(plan.state.shape), False
+
+    def _chunks(self, plans: list[_Plan]) -> Iterable[tuple[list[int], Callable]]:
+        """Cells that run together, and how: one start column, ascending layers, a bounded number of tokens."""
+        model, n, width = self.model, len(self.batch), self.batch.ids.shape[1]
+        done = [i for i, plan in enumerate(plans) if plan.layer == model.n_layers and not plan.taps]
+        if done:
+            yield done, lambda plans: torch.cat([plan.state for plan in plans])
+        early = [i for i, plan in enumerate(plans) if plan.ends_early(model)]
+        late = sorted(set(range(len(plans))) - set(done) - set(early))
+        for group, run in ((early, partial(self._partial, to_last_block=True)), (late, self._partial)):
+            group.sort(key=lambda i: (-plans[i].column, plans[i].layer))
+            chunk, wasted = [], 0
+            for i in group:
+                # starting the cells of a later column a little earlier costs less than a pass of their own
+                more = n * len(chunk) * (plans[chunk[-1]].column - plans[i].column) if chunk else 0
+                tokens = n * (len(chunk) + 1) * (width - plans[i].column)
+                if chunk and ((wasted + more) * 24 * model.d_model**2 > OVERHEAD or tokens > TOKENS_PER_RUN):
+                    yield sorted(chunk, key=lambda i: plans[i].layer), run
+                    chunk, wasted, more = [], 0, 0
+                chunk.append(i)
+                wasted += more
+            if chunk:
+                yield sorted(chunk, key=lambda i: plans[i].layer), run
+
+    def _partial(self, plans: list[_Plan], to_last_block: bool = False) -> Tensor:
+        """Run cells together, in the order of their layers. Returns x^L at the answer, [c * n, d]."""
+        past, column, n = self._past, min(plan.column for plan in plans), len(self.batch)
         starts, taps = [], []
         for i, plan in enumerate(plans):
-            x = past.x[max(plan.layer, 0)][:, column:]
-            starts.append(x if plan.difference is None else x + plan.difference)
+            base = past.x[max(plan.layer, 0)][:, column:]
+            if plan.state is None:
+                starts.append(base)
+            else:
+                starts.append(torch.cat([base[:, : plan.column - column], plan.state], 1))
             rows = Rows(slice(i * n, (i + 1) * n), self._chosen)
             taps += [(site, tap, rows) for site, tap in plan.taps]
             self._count(column, self.model.n_layers - max(plan.layer, 0))
-        states = run_from(self.model, past, column, [plan.layer for plan in plans], torch.cat(starts), taps)
-        return self._answer(states, column)
+        layers, x = [plan.layer for plan in plans], torch.cat(starts)
+        if to_last_block and min(layers) < self.model.n_layers - 1:
+            x = run_from(self.model, past, column, layers, x, taps, to_last_block)
+        if to_last_block:
+            return last_block(self.model, past, column, x)
+        return self._answer(run_from(self.model, past, column, layers, x, taps), column)
 
     def _answer(self, states: Tensor, column: int) -> Tensor:
-        """States at the answer position, [c * n, T - column, d] -> [c, n, d]."""
+        """States at the answer position, [c * n, T - column, d] -> [c * n, d]."""
         last = (self.batch.last - column).repeat(len(states) // len(self.batch))
-        picked = states[torch.arange(len(states), device=states.device), last]
-        return picked.unflatten(0, (-1, len(self.batch)))
+        return states[torch.arange(len(states), device=states.device), last]
 
     def _metric(self, normed: Tensor) -> Tensor:
         """[c, n, d] -> [c, n]. A difference of two logits needs two columns of W_U."""
@@ -291,6 +348,28 @@ def _taps(cell) -> list:
     if not hasattr(cell, "taps"):
         raise TypeError(f"cells: {cell!r} is a {type(cell).__name__}; give edits (zero, patch ...) or a dict of sites")
     return list(cell.taps())
+
+
+def _edited(model, tensor: Tensor, taps: list, where: Where) -> Tensor:
+    """The tensor of one port after these taps."""
+    neurons = [site.index for site, _ in taps if site.kind == "neuron"]
+    if len(neurons) == len(taps) and None not in neurons:  # many single neurons: one copy for all
+        new = tensor.clone()
+        for j, (_, tap) in zip(neurons, taps):
+            new[..., j] = tap(new[..., j], where)
+        return new
+    for site, tap in taps:
+        slot = resolve(model, site)
+        value = slot.read(tensor)
+        changed = tap(value, where)
+        tensor = tensor if changed is value else slot.write(tensor, changed)
+    return tensor
+
+
+def _layer(model, site: Site) -> int:
+    """The layer that a site belongs to; -1 for embeddings."""
+    layer = _base(model, site).layer
+    return -1 if layer is None else layer
 
 
 def _base(model, site: Site) -> Site:

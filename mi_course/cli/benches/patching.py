@@ -1,7 +1,7 @@
 """Patching sweeps against the loop that everybody writes: one forward pass of the whole model for each cell.
 
 Two sweeps: residual states, layers x positions, on one pair of prompts; and heads, layers x heads, on eight pairs.
-Prompts have 16 random tokens, and the twins differ in the token at position 4, so that most of the prompt is affected.
+Prompts have 16 random tokens, and the twins differ in the token at position 8, the middle.
 Plain and ours alternate in one run; both must give the same numbers.
 """
 
@@ -15,7 +15,7 @@ import torch
 from mi_course.locate import causal
 from mi_course.objects import Task
 
-TOKENS, CHANGED, PAIRS_OF_PROMPTS = 16, 4, 8
+TOKENS, CHANGED, PAIRS_OF_PROMPTS = 16, 8, 8
 # Smallest ratio plain / ours that the course promises, by the name of the model that `bench` makes.
 LIMITS = {
     "lab": {"residual_patching": 4.0, "head_patching": 4.0},
