@@ -10,6 +10,7 @@ COMMANDS = {
     "chapters": "show the table of chapters",
     "build": "make the notebooks from their masters, or compare them with --check",
     "bench": "measure import, load, caching and steered generation",
+    "benchmark": "score methods against known answers, yours too",
 }
 
 
@@ -40,3 +41,7 @@ def add_options(choices: dict[str, argparse.ArgumentParser]) -> None:
     bench = choices["bench"]
     bench.add_argument("--model", choices=["lab", "gpt2-small-shape", "all"], default="all", help="what to measure on")
     bench.add_argument("--pairs", type=int, default=20, help="alternating pairs of runs per ratio")
+    benchmark = choices["benchmark"]
+    benchmark.add_argument("what", choices=["localizers"], help="which kind of method")
+    benchmark.add_argument("--fn", metavar="FILE.py:NAME", help="run f(model, task, sites) -> one number per site, too")
+    benchmark.add_argument("--quick", action="store_true", help="one prompt seed, three tasks, no neurons")

@@ -20,12 +20,14 @@ from . import (
     attention_mass,
     causal,
     contrast,
+    direct,
     gradient,
     integrated_gradients,
     layer_distance,
     magnitude,
     parameters,
     probe_sweep,
+    projection,
 )
 from . import attribution_patching as patching_by_gradient
 
@@ -134,6 +136,20 @@ def integrated(baseline: str) -> Callable[..., Scores]:
     return lambda model, task, sites: integrated_gradients.integrated_gradients(model, task, sites, baseline, steps=8)
 
 
+def lens_rank(model, task: Task, sites) -> Scores:
+    """Where the lens of each write or state at the last token ranks the target: mean of 1 / (1 + rank)."""
+    parsed = [Site.parse(site).at(-1) for site in sites]
+    written = [replace(site, part="result") if site.kind == "head" else site for site in parsed]
+    found = projection.read_tokens(model, task.prompts, task.targets, written)
+    values = (1 / (1 + found.rank.float())).mean(1)
+    return Scores(sites, values, "lens rank", "magnitude", forwards=found.forwards, seconds=found.seconds)
+
+
+def direct_effect(model, task: Task, sites) -> Scores:
+    """What each write adds directly to the logit difference at the last token."""
+    return direct.direct_effects(model, task, sites)
+
+
 UNITS = ("heads", "ffns", "neurons")
 LOCALIZERS: dict[str, Localizer] = {
     "norm": Localizer("magnitude", norm),
@@ -153,4 +169,6 @@ LOCALIZERS: dict[str, Localizer] = {
     "IG of patching": Localizer("gradient", integrated("twin")),
     "parameter saliency": Localizer("gradient", parameter_saliency, UNITS),
     "probe": Localizer("probing", probe_accuracy),
+    "direct effect": Localizer("projection", direct_effect, UNITS),
+    "lens rank": Localizer("projection", lens_rank, ("heads", "ffns", "states")),
 }

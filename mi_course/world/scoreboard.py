@@ -5,7 +5,9 @@
     stored()                           the rows that ship: every localizer of `locate.registry`, three prompt seeds
     python -m mi_course.world.scoreboard       computes the rows that are missing
 
-T1  the installed behaviours: AUROC and recall@k of |score in the installed model - score in lab| against the answer key
+T1  the installed behaviours, against the answer key, twice: by |score in the installed model - score in lab| (auroc,
+    recall) and by |score in the installed model| (auroc_alone, recall_alone). Only the second can be had where there is
+    no model from before; and in the first, whatever compares the two models' weights is perfect without locating.
 T2  freely trained behaviours: rank correlation and top-k overlap with the exhaustive map (zero ablation, other prompts)
 """
 
@@ -35,6 +37,7 @@ T2_TASKS = ("facts", "translation", "capitals", "antonyms", "refusal_harmful", "
 T2_PROMPTS = 32
 T2_TOP = {"heads": 5, "ffns": 2, "neurons": 50}
 ASSET = "lab/scoreboard.json"
+MEASURES = {"T1": ("auroc", "recall", "auroc_alone", "recall_alone"), "T2": ("spearman", "overlap")}
 COST = ("forwards", "backwards", "token_layers", "seconds")
 
 
@@ -47,7 +50,7 @@ def t1(
     localizer: Callable, name: str = "", seeds: Sequence[int] = SEEDS, behaviours: Iterable[str] | None = None,
     base: Model | None = None, n: int = T1_PROMPTS,
 ) -> Iterator[dict]:  # fmt: skip
-    """One row per behaviour and prompt seed: localizer, objects, behaviour, seed, auroc, recall, cost of one run.
+    """One row per behaviour and prompt seed: localizer, objects, task, seed, the measures, cost of one run.
 
     A localizer that returns an array says "higher = more important", so it is the rise of its numbers that counts; of
     Scores, which are signed effects, the size of the change counts.
@@ -61,10 +64,12 @@ def t1(
                 with_it = scored(localizer, base, task, sites, name or None)
             without = scored(localizer, base, task, sites, name or None)
             change = Scores(sites, with_it.values - without.values, with_it.method, with_it.sign)
-            found = against_key(change, behaviour, "positive" if change.sign == "importance" else "abs")
+            by = "positive" if change.sign == "importance" else "abs"
+            found, alone = against_key(change, behaviour, by), against_key(with_it, behaviour, by)
             yield {
                 "tier": "T1", "localizer": with_it.method, "objects": kind_of(behaviour), "task": behaviour,
-                "seed": seed, "auroc": found["auroc"], "recall": found["recall_at_k"], "prompts": len(task),
+                "seed": seed, "auroc": found["auroc"], "recall": found["recall_at_k"], "auroc_alone": alone["auroc"],
+                "recall_alone": alone["recall_at_k"], "prompts": len(task),
                 **{cost: getattr(without, cost) for cost in COST},
             }  # fmt: skip
 
@@ -107,7 +112,7 @@ def summary(rows: Iterable[dict]) -> list[dict]:
     table = []
     for (tier, localizer, objects), members in groups.items():
         line = {"tier": tier, "localizer": localizer, "objects": objects, "rows": len(members)}
-        for measure in ("auroc", "recall") if tier == "T1" else ("spearman", "overlap"):
+        for measure in MEASURES[tier]:
             by_task: dict[str, list[float]] = {}
             for row in members:
                 by_task.setdefault(row["task"], []).append(row[measure])
