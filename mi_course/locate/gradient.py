@@ -37,13 +37,11 @@ Target = Callable[[object, Task], Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class GradientScores(Scores):
-    """Scores with what they were averaged from.
+    """Scores whose `per_item` [n_sites, n_prompts] is always there (sizes, if the values are E|s|), and for paths:
 
-    items     [n_prompts, n_sites], the score of every prompt; `values` is E[s] or E|s| over the prompts
-    residual  integrated gradients only: path -> [n_prompts], sum of the attributions - exact change of F (completeness)
+    residual  path -> [n_prompts], sum of its attributions - exact change of F: how far completeness is off
     """
 
-    items: np.ndarray | None = None
     residual: dict[str, np.ndarray] | None = None
 
 
@@ -84,12 +82,15 @@ def gradients(model, task: Task, sites, on: str = "clean", target: Target = metr
     names, values = _whole_names(sites), {}
     batch, F = model.tokenize(_prompts(task, on)), target(model, task)
     with frozen(model), intervene(model, *_keep(names, values), *edits), torch.enable_grad():
-        result = F(model.last_logits(batch, grad=True))
-        if not result.requires_grad:
+        logits = model.last_logits(batch, grad=True)
+        result = F(logits)
+        if logits.requires_grad and not result.requires_grad:
             raise ValueError(
                 f"metric {task.metric!r} of task {task.name!r} has no gradient; use logit_diff, logprob or prob"
             )
-        found = torch.autograd.grad(result.sum(), [values[name] for name in names], allow_unused=True)
+        read = [values[name] for name in names]
+        cut = not logits.requires_grad  # edits let no gradient through
+        found = [None] * len(read) if cut else torch.autograd.grad(result.sum(), read, allow_unused=True)
     grads = {name: torch.zeros_like(values[name]) if g is None else g for name, g in zip(names, found)}
     return Pass(result.detach(), {name: values[name].detach() for name in names}, grads, batch)
 
@@ -303,11 +304,12 @@ class Cost:
         """GradientScores from the score of every prompt, items [n, n_sites]."""
         if reduce not in REDUCTIONS:
             raise ValueError(f"reduce={reduce!r} is unknown; choose one of {', '.join(REDUCTIONS)}")
-        items = items.detach().float().cpu().double().numpy()
-        values = items.mean(0) if reduce == "mean" else np.abs(items).mean(0)
+        per_item = items.detach().double().cpu().numpy().T
+        if reduce == "mean_abs":
+            per_item, sign = np.abs(per_item), "magnitude"
         return GradientScores(
-            [str(site) for site in sites], values, method, sign if reduce == "mean" else "magnitude",
-            self.forwards, self.backwards, self.seconds, self.token_layers, items, residual,
+            [str(site) for site in sites], per_item.mean(1), method, sign, self.forwards, self.backwards, self.seconds,
+            self.token_layers, per_item, residual,
         )  # fmt: skip
 
 

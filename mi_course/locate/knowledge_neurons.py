@@ -99,10 +99,10 @@ def select(scores: GradientScores, threshold: float = 0.2, share: float = 0.7) -
     for name, value in (("threshold", threshold), ("share", share)):
         if not 0 <= value < 1:
             raise ValueError(f"{name}={value} must be at least 0 and below 1")
-    attributions = -scores.items
-    kept = attributions > threshold * np.maximum(attributions.max(1, keepdims=True), 0)
-    often = kept.mean(0)
-    order = np.lexsort((-attributions.mean(0), -often))
+    attributions = -scores.per_item
+    kept = attributions > threshold * np.maximum(attributions.max(0), 0)
+    often = kept.mean(1)
+    order = np.lexsort((-attributions.mean(1), -often))
     return [str(scores.sites[i]) for i in order if often[i] > share]
 
 

@@ -27,7 +27,7 @@ def test_scores_are_the_slope_of_a_small_patch(family, direction):
             with mi.intervene(model, mi.patch(site, here[site] + share * (there[site] - here[site]))):
                 F.append(task().measure(model, on="clean" if direction == "noising" else "corrupted").numpy())
         slope = (F[0] - F[1]).astype(float) / (2 * e)
-        assert scores.items[:, i] == pytest.approx(slope, abs=1e-2 + 1e-2 * abs(slope).max()), site
+        assert scores.per_item.T[:, i] == pytest.approx(slope, abs=1e-2 + 1e-2 * abs(slope).max()), site
 
 
 def test_exact_on_a_linear_model_in_both_directions():
@@ -49,7 +49,7 @@ def test_equals_gradient_times_input_with_the_twin_and_needs_three_passes():
     model = make("qwen3")
     found = attribution_patching(model, task(), sites_of(model))
     other = gradient.gradient_times_input(model, task(), sites_of(model), baseline="twin")
-    assert found.items == pytest.approx(other.items, abs=1e-5)
+    assert found.per_item.T == pytest.approx(other.per_item.T, abs=1e-5)
     assert (found.forwards, found.backwards) == (2 * len(PROMPTS), len(PROMPTS))
 
 
@@ -78,7 +78,7 @@ def test_qk_fix_is_exact_up_to_the_pattern(family):
         rows = p.batch.mask.bool()[:, None, :, None]
         expected = ((new - p.values["pattern1"]) * p.grads["pattern1"] * rows).sum((1, 2, 3))
         found = attribution_patching(model, task(), [site], qk_fix=True)
-        assert found.items[:, 0] == pytest.approx(expected.numpy(), abs=1e-4), site
+        assert found.per_item.T[:, 0] == pytest.approx(expected.numpy(), abs=1e-4), site
 
 
 def test_qk_fix_finds_the_query_that_saturation_hides():
@@ -118,11 +118,16 @@ def test_grad_drop_is_the_mean_size_over_dropped_blocks():
         p = gradient.gradients(model, task(), sites, edits=[stop])
         products = {name: g * (other[name] - p.values[name]) for name, g in p.grads.items()}
         total += gradient.per_site(products, [mi.Site.parse(s) for s in sites], model, p.batch).abs()
-    assert found.items == pytest.approx((total / 2).numpy(), abs=1e-5)
+    assert found.per_item.T == pytest.approx((total / 2).numpy(), abs=1e-5)
     assert found.sign == "magnitude" and found.backwards == 3 * len(PROMPTS)
     # an object of the dropped block loses its own way out: mlp2 is left with two of three terms, hence L - 1
     plain = attribution_patching(model, task(), ["mlp2"])
-    assert found["mlp2"] == pytest.approx(np.abs(plain.items).mean(), rel=1e-4)
+    assert found["mlp2"] == pytest.approx(np.abs(plain.per_item.T).mean(), rel=1e-4)
+
+
+def test_grad_drop_with_a_single_block_leaves_nothing():
+    c = compiled.and_gate()
+    assert attribution_patching(c.wrap(), c.task, ["L0H0.z"], grad_drop=True).values.tolist() == [0.0]
 
 
 # -- relevance ---------------------------------------------------------------------------------------------------------

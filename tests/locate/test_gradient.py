@@ -42,7 +42,7 @@ def test_scores_are_the_slope_of_a_real_intervention(family):
         with mi.intervene(model, mi.scale(site, 1 + e)):
             high = task().measure(model).double()
         slope = (low - high).numpy() / (2 * e)
-        assert scores.items[:, i] == pytest.approx(slope, abs=1e-2 + 1e-2 * abs(slope).max()), site
+        assert scores.per_item.T[:, i] == pytest.approx(slope, abs=1e-2 + 1e-2 * abs(slope).max()), site
     assert not hooks_left(model)
 
 
@@ -93,7 +93,7 @@ def test_a_sign_that_flips_cancels_in_the_mean_and_not_in_the_mean_of_sizes():
     assert signed.values == pytest.approx([0, 0], abs=1e-4)
     assert sizes.values == pytest.approx([10, 0], abs=1e-4)
     assert (signed.sign, sizes.sign) == ("ablation", "magnitude")
-    assert np.abs(signed.items).mean(0) == pytest.approx(sizes.values)
+    assert np.abs(signed.per_item.T).mean(0) == pytest.approx(sizes.values)
 
 
 def test_rescaling_a_neuron_changes_the_norm_and_nothing_else():
@@ -128,14 +128,14 @@ def test_two_targets_give_two_rankings():
         return lambda logits: logits[range(3), [1, 2, 3]]
 
     plain = gradient.gradient_times_input(model, logit, sites, target=y)
-    assert gap.items == pytest.approx((change[0] - change[1]).sign()[:, None].numpy() * plain.items, abs=1e-5)
+    assert gap.per_item.T == pytest.approx((change[0] - change[1]).sign()[:, None].numpy() * plain.per_item.T, abs=1e-5)
 
 
 def test_batches_padding_and_costs():
     model, sites = make("gemma2"), ["L0H1.z", "L1N3@-1", "x1", "L1H0.pattern"]
     whole = gradient.gradient_times_input(model, task(), sites)
     pieces = gradient.gradient_times_input(model, task(), sites, batch_size=1)
-    assert whole.items == pytest.approx(pieces.items, abs=1e-4)
+    assert whole.per_item.T == pytest.approx(pieces.per_item.T, abs=1e-4)
     assert (whole.forwards, whole.backwards) == (3, 3)
     assert whole.token_layers == sum(map(len, PROMPTS)) * model.n_layers
     paths = ig.integrated_gradients(model, task(), ["L1N3", "L1N4", "L0H1.z"], steps=4)
@@ -147,9 +147,11 @@ def test_the_norm_of_one_gradient_by_hand():
     model = make("qwen3")
     p = gradient.gradients(model, task(), ["z1"])
     by_hand = [p.grads["z1"][i, -len(row) :, 2].norm().item() for i, row in enumerate(PROMPTS)]
-    assert gradient.gradient_norm(model, task(), ["L1H2.z"]).items[:, 0] == pytest.approx(by_hand, rel=1e-5)
+    assert gradient.gradient_norm(model, task(), ["L1H2.z"]).per_item.T[:, 0] == pytest.approx(by_hand, rel=1e-5)
     largest = [p.grads["z1"][i, -len(row) :, 2].abs().sum().item() for i, row in enumerate(PROMPTS)]
-    assert gradient.gradient_norm(model, task(), ["L1H2.z"], order=1).items[:, 0] == pytest.approx(largest, rel=1e-5)
+    assert gradient.gradient_norm(model, task(), ["L1H2.z"], order=1).per_item.T[:, 0] == pytest.approx(
+        largest, rel=1e-5
+    )
 
 
 def test_features_keep_their_error_term():
@@ -180,7 +182,7 @@ def test_completeness_on_every_family(family):
     sites = ["embed", "neurons1", "L0H1.z", "x1@-1", "L1H2.k"]
     for baseline in ("twin", "mean") if family == "gpt2" else ("twin",):
         found = ig.integrated_gradients(model, task(), sites, baseline=baseline, steps=24)
-        scale = max(1.0, np.abs(found.items).max())
+        scale = max(1.0, np.abs(found.per_item.T).max())
         for name, residual in found.residual.items():
             assert np.abs(residual).max() < 0.06 * scale, (name, residual)
     assert not hooks_left(model)
@@ -274,7 +276,7 @@ def test_knowledge_neurons_of_a_known_memory():
 
 def test_select_keeps_what_most_prompts_share():
     items = -np.array([[1.0, 0.5, 0.1, 0.0], [1.0, 0.1, 0.5, 0.0], [2.0, 0.5, 0.1, -5.0]])
-    scores = gradient.GradientScores(["L0N0", "L0N1", "L0N2", "L0N3"], items.mean(0), "m", "ablation", items=items)
+    scores = gradient.GradientScores(["L0N0", "L0N1", "L0N2", "L0N3"], items.mean(0), "m", "ablation", per_item=items.T)
     assert select(scores, 0.2, 0.5) == ["L0N0", "L0N1"]
     assert select(scores, 0.2, 0.7) == ["L0N0"]
     assert select(scores, 0.2, 0) == ["L0N0", "L0N1", "L0N2"]
@@ -293,10 +295,10 @@ def test_context_neurons_walk_from_without_to_with():
         state = mi.record(model, without, [f"neurons{layer}@-1"])[f"neurons{layer}@-1"]
         with mi.intervene(model, mi.patch(f"neurons{layer}@-1", state)):
             exact = task().measure(model) - clean
-        found = scores.items[:, layer * model.d_ffn : (layer + 1) * model.d_ffn].sum(1)
+        found = scores.per_item.T[:, layer * model.d_ffn : (layer + 1) * model.d_ffn].sum(1)
         assert found == pytest.approx(exact.numpy(), abs=0.05)
     same = context_neurons(model, task(), PROMPTS, steps=2)
-    assert np.abs(same.items).max() == 0
+    assert np.abs(same.per_item.T).max() == 0
     with pytest.raises(ValueError, match="without has 2"):
         context_neurons(model, task(), without[:2])
 

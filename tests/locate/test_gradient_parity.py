@@ -58,7 +58,7 @@ def test_integrated_gradients_of_neurons(family):
     )  # fmt: skip
     sites = [f"L1N{j}" for j in range(model.d_ffn)]
     ours = ig.integrated_gradients(model, task, sites, baseline="twin", steps=8)
-    close(-torch.tensor(ours.items).float(), theirs.sum(1))
+    close(-torch.tensor(ours.per_item.T).float(), theirs.sum(1))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -69,4 +69,4 @@ def test_gradient_times_input_of_neurons(family):
         torch.tensor(PROMPTS), additional_forward_args=answers, attribute_to_layer_input=True
     )
     ours = gradient.gradient_times_input(model, task, [f"L0N{j}" for j in range(model.d_ffn)])
-    close(-torch.tensor(ours.items).float(), theirs.sum(1))
+    close(-torch.tensor(ours.per_item.T).float(), theirs.sum(1))
