@@ -152,8 +152,12 @@ class Blocks:
             x = self.block(current, x, last=current == self.n_layers - 1)
         return self.unembedding((x if x.shape[-2] == 1 else self.at_last(x)).squeeze(-2))
 
-    def run(self, x0: Tensor) -> States:
-        """A whole run from x0 [B, T, d] that keeps its states."""
+    def run(self, x0: Tensor, add: dict[tuple[int, str], Tensor] | None = None) -> States:
+        """A whole run from x0 [B, T, d] that keeps its states.
+
+        add: what to add to the write of a block, (layer, "heads" or "mlp") -> [B, T, d].
+        """
+        add = add or {}
         s = States([x0], [], [], [], [], [], [], [])
         for layer in range(self.n_layers):
             x = s.x[-1]
@@ -162,19 +166,21 @@ class Blocks:
             s.q.append(q), s.k.append(k), s.v.append(v)
             s.z.append(self.attend(layer, q, k, v))
             s.attn.append(self.attn(layer, s.z[-1]))
-            s.attn_write.append(self.attn_to_stream(layer, s.attn[-1]))
+            s.attn_write.append(self.attn_to_stream(layer, s.attn[-1]) + add.get((layer, "heads"), 0))
             mid = x + s.attn_write[-1]
-            s.mlp_write.append(self.mlp_write(layer, x if self.parallel else mid))
+            s.mlp_write.append(self.mlp_write(layer, x if self.parallel else mid) + add.get((layer, "mlp"), 0))
             s.x.append(mid + s.mlp_write[-1])
         s.logits = self.logits(s.x[-1], self.n_layers)
         return s
 
     def writes(self, s: States) -> Tensor:
         """Every sender's write in a run, [n_senders, B, T, d], in the order of `Graph.senders`."""
-        parts = [s.x[0][None]]
-        for layer in range(self.n_layers):
-            parts += [self.head_writes(layer, s.z[layer]), s.mlp_write[layer][None]]
-        return torch.cat(parts)
+        heads = self.model.n_heads
+        writes = s.x[0].new_empty(1 + self.n_layers * (heads + 1), *s.x[0].shape)
+        writes[0] = s.x[0]
+        for layer, parts in enumerate(writes[1:].split(heads + 1)):
+            parts[:heads], parts[heads] = self.head_writes(layer, s.z[layer]), s.mlp_write[layer]
+        return writes
 
 
 def _frozen(part):

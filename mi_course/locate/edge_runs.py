@@ -22,6 +22,7 @@ from mi_course.objects import Task
 from .blocks import Blocks, States
 
 KINDS = ("noising", "denoising", "zero", "mean", "resample")
+RUNS = {"noising": 2, "denoising": 2, "zero": 1, "mean": 2, "resample": 2}  # forwards per item
 SIGN = {"noising": "noising", "denoising": "denoising", "zero": "ablation", "mean": "ablation", "resample": "ablation"}
 
 
@@ -43,8 +44,13 @@ class Contrast:
 
 
 @torch.no_grad()
-def contrasts(model, task: Task, kind: str, batch_size: int = 64, seed: int = 0) -> Iterator[Contrast]:
-    """The items of a task in batches, each with its two runs. ValueError for an unknown kind or missing twins."""
+def contrasts(
+    model, task: Task, kind: str, batch_size: int = 64, seed: int = 0, grad: bool = False
+) -> Iterator[Contrast]:
+    """The items of a task in batches, each with its two runs. ValueError for an unknown kind or missing twins.
+
+    grad: keep the graph of the base run, for a backward pass through it.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
     if kind in ("noising", "denoising") and task.corrupted is None:
@@ -57,7 +63,8 @@ def contrasts(model, task: Task, kind: str, batch_size: int = 64, seed: int = 0)
     for start in range(0, len(task), batch_size):
         part = task.subset(slice(start, start + batch_size))
         blocks = Blocks(model, part.corrupted if kind == "denoising" else part.prompts)
-        base = blocks.run(blocks.x0())
+        with torch.set_grad_enabled(grad):
+            base = blocks.run(blocks.x0().requires_grad_(grad))
         delta = blocks.writes(base).neg_()
         if kind in ("noising", "denoising"):
             delta += _writes(Blocks(model, part.prompts if kind == "denoising" else part.corrupted))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mi_course.objects import Scores, Task
 
-from .edge_runs import SIGN, Contrast, contrasts
+from .edge_runs import RUNS, SIGN, Contrast, contrasts
 from .graph import Graph
 
 # Cells of this many tokens are computed together: enough to fill the matrix products, few enough to stay in the cache.
@@ -33,8 +33,8 @@ def ablate_edges(model, task: Task, edges: Iterable[str] | None = None, kind: st
         edges: names such as "L0H1->L3H5.q"; None takes every edge of the model.
         kind: "noising" or "denoising" (the twin's write), "zero", "mean" or "resample"; see `locate.edge_runs`.
         seed: of the random prompts of "resample".
-    Helpful edges are negative, under denoising positive. The cost counts the two base runs of every item as forwards,
-    and the layers computed again for every edge as token-layers.
+    Helpful edges are negative, under denoising positive. The cost counts the runs that give the two writes as
+    forwards, and the layers computed again for every edge as token-layers.
     """
     started, graph = time.perf_counter(), Graph(model)
     edges = graph.edges if edges is None else [str(edge) for edge in edges]
@@ -46,7 +46,7 @@ def ablate_edges(model, task: Task, edges: Iterable[str] | None = None, kind: st
         effects.mean(1),
         method=f"exact edges, {kind}",
         sign=SIGN[kind],
-        forwards=len(task) * (2 if kind in ("noising", "denoising", "resample") else 1),
+        forwards=len(task) * RUNS[kind],
         token_layers=tokens * int((model.n_layers - starts).sum()),
         seconds=time.perf_counter() - started,
     )

@@ -50,3 +50,50 @@ def effect(model, task: Task, edge: str, change: torch.Tensor) -> torch.Tensor:
         changed = mi.record(model, batch, receiver)[receiver]
     with mi.intervene(model, mi.patch(receiver, changed)):
         return task.metric_of(model.last_logits(batch), model) - base
+
+
+def eap(model, task: Task, edge: str, points=(0.0,)) -> float:
+    """EAP of one edge with plain autograd: the receiver reads x + e (a_u' - a_u), and dF/de at e = 0 is wanted,
+    averaged over inputs at these fractions of the way from clean to corrupted."""
+    sender, receiver = edge.split("->")
+    change = write(model, task.corrupted, sender) - write(model, task.prompts, sender)
+    clean, corrupted = write(model, task.prompts, "x0"), write(model, task.corrupted, "x0")
+    total = 0.0
+    for point in points:
+        e = torch.zeros((), requires_grad=True)
+        with mi.intervene(model, mi.patch("x0", clean + point * (corrupted - clean))):
+            mean = _metric_with(model, task, receiver, e * change)
+        total += torch.autograd.grad(mean, e)[0].item() / len(points)
+    return total
+
+
+def _metric_with(model, task: Task, receiver: str, change: torch.Tensor) -> torch.Tensor:
+    batch = model.tokenize(task.prompts)
+    if receiver == "logits":
+        last = f"x{model.n_layers}"
+        x = mi.record(model, batch, last)[last].detach() + change
+        return task.metric_of(model.unembed(x)[torch.arange(len(task)), batch.last], model).mean()
+    site = mi.Site.parse(receiver)
+    sequential_ffn = site.kind == "mlp" and not model.family.is_parallel(model.config)
+    stream = f"{'mid' if sequential_ffn else 'x'}{site.layer}"
+    x = mi.record(model, batch, stream)[stream] + change
+    output = _ffn(model, site.layer, x) if site.kind == "mlp" else _head_state(model, site, x, batch)
+    with mi.intervene(model, mi.patch(receiver, output)):
+        return task.metric_of(model.last_logits(batch, grad=True), model).mean()
+
+
+def _ffn(model, layer: int, x: torch.Tensor) -> torch.Tensor:
+    w, x = weights.ffn(model, layer), weights.mlp_norm(model, layer)(x)
+    gated = w.W_in is None
+    neurons = w.act(x @ w.W_gate + w.b_gate) * (x @ w.W_up + w.b_up) if gated else w.act(x @ w.W_in + w.b_in)
+    return neurons @ w.W_out + w.b_out
+
+
+def _head_state(model, site, x: torch.Tensor, batch) -> torch.Tensor:
+    w, x, part = weights.attention(model, site.layer), weights.attn_norm(model, site.layer)(x), site.part
+    head = site.index if part == "q" else w.kv_head(site.index)
+    y = x @ getattr(w, f"W_{part.upper()}")[:, head] + getattr(w, f"b_{part.upper()}")[head]
+    if part == "v":
+        return y
+    norm = getattr(w, f"{part}_norm")
+    return weights.rotate(model, (y if norm is None else norm(y))[:, :, None], batch.position_ids)[:, :, 0]
