@@ -268,6 +268,7 @@ class Sweep:
             states = mids + ffn_write(self.model, layer, mids)
             for plan, state in zip(some, states.split([plan.state[..., 0].numel() for plan in some])):
                 plan.state, plan.is_mid = state.view(plan.state.shape), False
+                self._count(plan.column, 1)  # of the block only the FFN was computed; counted as a whole one
 
     def _chunks(self, plans: list[_Plan]) -> Iterable[tuple[list[int], Callable]]:
         """Cells that run together, and how: one start column, ascending layers, a bounded number of tokens."""

@@ -35,6 +35,7 @@ from mi_course.steer import WeightEdit, optimization, vectors
 from mi_course.world import generate, lexicon
 
 N_TEST = 200
+KINDS = ("zero", "mean")  # of ablation
 DRAWS = 20  # random objects in each null band
 
 
@@ -99,8 +100,8 @@ class HeadShares:
 
     def change(self, sites) -> dict[str, float]:
         """Change of the mean logit difference when the sites are ablated together."""
-        edits = {kind: causal.ablation(sites, kind, self.means) for kind in causal.KINDS}
-        return {kind: self.sweep.measure(edits[kind]).mean().item() - self.base for kind in causal.KINDS}
+        edits = {kind: causal.ablation(sites, kind, self.means) for kind in KINDS}
+        return {kind: self.sweep.measure(edits[kind]).mean().item() - self.base for kind in KINDS}
 
     def __call__(self, sites) -> dict[str, float]:
         return {kind: value / self.all_heads[kind] for kind, value in self.change(sites).items()}
@@ -140,7 +141,7 @@ def few_heads(model, most: int = 6, wanted: float = 0.8) -> dict:
             "effect of all heads": on_test.all_heads,
             "heads": chosen,
             "share": share,
-            "random sets of other heads (train)": {kind: band([s[kind] for s in null]) for kind in causal.KINDS},
+            "random sets of other heads (train)": {kind: band([s[kind] for s in null]) for kind in KINDS},
             "all other heads ablated: share": on_test(others),
             "strongest single heads": {s: single[s] for s in promising},
             "passed": all(value >= wanted for value in share.values()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 
 import torch
 
@@ -28,23 +29,15 @@ def measure(model, pairs: int) -> dict:
 
     Raises AssertionError when the two do not give the same numbers.
     """
+    sweeps = {
+        "residual_patching": (random_pairs(model, 1), causal.grid(model, range(TOKENS))),
+        "head_patching": (random_pairs(model, PAIRS_OF_PROMPTS), causal.heads(model)),
+    }
     result = {}
-    for name, n in (("residual_patching", 1), ("head_patching", PAIRS_OF_PROMPTS)):
-        task = random_pairs(model, n)
-        if name == "residual_patching":
-            sites = causal.grid(model, range(TOKENS))
-        else:
-            sites = causal.heads(model)
-
-        def ours():
-            return causal.patch_each(model, task, sites).values
-
-        def plain():
-            return plain_loop(model, task, sites)
-
-        expected, found = torch.tensor(plain()), torch.tensor(ours())
-        largest = expected.abs().max()
-        assert (found - expected).abs().max() <= 1e-4 * largest + 1e-6, f"{name}: the two loops disagree"
+    for name, (task, sites) in sweeps.items():
+        plain, ours = partial(plain_loop, model, task, sites), partial(causal.patch_each, model, task, sites)
+        expected, found = torch.tensor(plain()), torch.tensor(ours().values)
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6, f"{name}: the two loops disagree"
         times = [(timed(plain), timed(ours)) for _ in range(pairs)]
         result[name] = round(statistics.median(a / b for a, b in times), 2)
         result[f"{name}_plain_seconds"] = round(statistics.median(a for a, _ in times), 4)
@@ -74,6 +67,11 @@ def plain_loop(model, task: Task, sites: list[str]) -> list[float]:
         logits = hf(ids, use_cache=False).logits[:, -1]
         return (logits.gather(1, target[:, None]) - logits.gather(1, foil[:, None]))[:, 0]
 
+    def put(where, kept, module, args):
+        value = args[0].clone()
+        value[where] = kept[where]
+        return (value, *args[1:])
+
     kept = {}
 
     def keep(layer):
@@ -95,12 +93,7 @@ def plain_loop(model, task: Task, sites: list[str]) -> list[float]:
             layer, position = (int(part) for part in site[1:].split("@"))
             where = (slice(None), position)
 
-        def put(module, args):
-            value = args[0].clone()
-            value[where] = kept[layer][where]
-            return (value, *args[1:])
-
-        handle = modules[layer].register_forward_pre_hook(put)
+        handle = modules[layer].register_forward_pre_hook(partial(put, where, kept[layer]))
         effects.append((forward(run) - base).mean().item())
         handle.remove()
     return effects
