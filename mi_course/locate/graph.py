@@ -157,18 +157,17 @@ class Graph:
             raise ValueError(
                 f"nodes names {unknown[0]}, which is no node of this graph; nodes are heads 'L0H1' and FFNs 'mlp0'"
             )
-        groups = self.n_heads // self.n_kv_heads
         sends = torch.tensor([name in nodes for name in self.senders])
-        receives = torch.tensor([bool(nodes & set(self._owners(name, groups))) for name in self.receivers])
+        receives = torch.tensor([bool(nodes & set(self.owners(name))) for name in self.receivers])
         return sends[:, None] & receives[None] & self.allowed
 
-    def _owners(self, receiver: str, groups: int) -> list[str]:
+    def owners(self, receiver: str) -> list[str]:
         """The nodes that read through a receiver: one, or the whole group for shared keys and values."""
         site = Site.parse(receiver)
         if site.kind != "head":
             return [receiver]
-        heads = [site.index] if site.part == "q" else range(site.index, site.index + groups)
-        return [f"L{site.layer}H{head}" for head in heads]
+        groups = 1 if site.part == "q" else self.n_heads // self.n_kv_heads
+        return [f"L{site.layer}H{head}" for head in range(site.index, site.index + groups)]
 
     @cached_property
     def _rows(self) -> dict[str, int]:
