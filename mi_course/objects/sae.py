@@ -25,13 +25,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import topk
+
 KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
 REMEDIES = ("resample", "auxk")
 AUXK_WEIGHT = 1 / 32  # Gao et al. 2024
+
+
+class Use(NamedTuple):
+    """How a batch used the features. count [m]: states in which each fired; smallest: the least activation above 0."""
+
+    count: Tensor
+    smallest: Tensor
 
 
 class SAE(nn.Module):
@@ -78,7 +88,10 @@ class SAE(nn.Module):
 
     def pre(self, x: Tensor) -> Tensor:
         """Pre-activations z [..., m] of states [..., d]."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return self._centred(x) @ self.W_enc + self.b_enc
+
+    def _centred(self, x: Tensor) -> Tensor:
+        return x - self.b_dec
 
     def activate(self, z: Tensor) -> Tensor:
         """Pre-activations -> activations [..., m], all >= 0, by the formula of the kind."""
@@ -121,28 +134,42 @@ class SAE(nn.Module):
 
     # -- Eq. 9 ---------------------------------------------------------------------------------------------------
 
-    def loss(self, x: Tensor, sparsity: float = 0.0, dead: Tensor | None = None) -> Tensor:
-        """Eq. 9, averaged over states [n, d]: |x - x^|^2 + sparsity * (the penalty of the kind), sparsity = lambda.
+    def loss(self, x: Tensor, sparsity: float = 0.0, dead: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """Eq. 9, averaged over states [n, d]: |y - x^|^2 + sparsity * (the penalty of the kind), sparsity = lambda.
 
-        Matryoshka: the first term is the sum over `prefixes` of |x - x^ from the first features alone|^2.
+        y: what to reconstruct, x itself if None. A transcoder is given the output of an FFN.
+        Matryoshka: the first term is the sum over `prefixes` of |y - x^ from the first features alone|^2.
         dead [m], bool: adds the AuxK term (Gao et al. 2024) for these features.
         """
-        return self._loss_and_activations(x, sparsity, dead)[0]
+        return self._loss_and_use(x, sparsity, dead, x if y is None else y)[0]
 
-    def _loss_and_activations(self, x: Tensor, sparsity: float, dead: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _loss_and_use(self, x: Tensor, sparsity: float, dead: Tensor | None, y: Tensor) -> tuple[Tensor, Use]:
         if sparsity and self.k is not None:
             raise ValueError(f"sparsity={sparsity}: a {self.kind} SAE has no penalty; choose k instead")
+        if self.k is not None and self.training and (dead is None or not dead.any()):
+            return self._loss_of_winners(x, y)
         z = self.pre(x)
         a = self.activate(z)
-        loss = sum((x - self._first(a, n)).pow(2).sum(-1).mean() for n in self.prefixes)
+        loss = sum((y - self._first(a, n)).pow(2).sum(-1).mean() for n in self.prefixes)
         if sparsity:
             loss = loss + sparsity * self._penalty(z, a).sum(-1).mean()
         if self.kind == "gated":  # the gate has no gradient of its own: let it reconstruct too, with a frozen decoder
             by_gate = z.relu() @ self.W_dec.detach() + self.b_dec.detach()
-            loss = loss + (x - by_gate).pow(2).sum(-1).mean()
+            loss = loss + (y - by_gate).pow(2).sum(-1).mean()
         if dead is not None and dead.any():
-            loss = loss + AUXK_WEIGHT * self._auxk(z, (x - self.decode(a)).detach(), dead)
-        return loss, a.detach()
+            loss = loss + AUXK_WEIGHT * self._auxk(z, (y - self.decode(a)).detach(), dead)
+        on = a.detach() > 0
+        return loss, Use(on.sum(0), a.detach()[on].min() if on.any() else a.new_tensor(0.0))
+
+    def _loss_of_winners(self, x: Tensor, y: Tensor) -> tuple[Tensor, Use]:
+        """The same for topk and batchtopk, with every zero left out (`objects/topk.py`)."""
+        columns, values, offsets = topk.encode(self._centred(x), self.W_enc, self.b_enc, self.k,
+                                               self.kind == "batchtopk")
+        first = [topk.decode(columns, values * (columns < n), offsets, self.W_dec) for n in self.prefixes]
+        loss = sum((y - part - self.b_dec).pow(2).sum(-1).mean() for part in first)
+        on = values.detach() > 0
+        return loss, Use(columns[on].bincount(minlength=len(self.b_enc)),
+                         values.detach()[on].min() if on.any() else values.new_tensor(0.0))
 
     def _first(self, a: Tensor, n: int) -> Tensor:
         """The reconstruction from the first n features."""
@@ -286,8 +313,10 @@ def train(x: Tensor, m: int, kind: str = "relu", k: int | None = None, site: str
 
 def fit(sae: SAE, x: Tensor, sparsity: float = 0.0, steps: int = 2000, batch_size: int = 256, lr: float = 2e-3,
         remedy: str | None = None, dead_after: int = 100, seed: int = 0, progress: bool = False,
-        history: list | None = None) -> SAE:
+        history: list | None = None, y: Tensor | None = None) -> SAE:
     """Train `sae` in place on states x [n, d] with Adam, rows of W_dec held at norm 1; returns it, frozen.
+
+    y [n, d]: what to reconstruct from x; None: x itself.
 
     The rate falls to zero over the last fifth, `sparsity` rises over the first tenth. States are used as they are: when
     their size is far from 1, use `train`, which brings them to it.
@@ -300,6 +329,11 @@ def fit(sae: SAE, x: Tensor, sparsity: float = 0.0, steps: int = 2000, batch_siz
     history: a list that gets about 50 dicts with step, loss, l0 and dead (the share silent for `dead_after` steps).
     """
     _check_states(x)
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"y has {len(y)} states for {len(x)} in x; give what follows each of them, in the same order")
+    if y is not None and remedy == "resample":
+        raise ValueError("remedy='resample' restarts features at states they should explain, which needs x and y to be "
+                         "the same; use 'auxk'")
     if remedy is not None and remedy not in REMEDIES:
         raise ValueError(f"remedy={remedy!r} is unknown; choose one of {', '.join(REMEDIES)}, or None")
     from tqdm.auto import trange
@@ -313,22 +347,24 @@ def fit(sae: SAE, x: Tensor, sparsity: float = 0.0, steps: int = 2000, batch_siz
         late = step > 0.8 * steps
         optimizer.param_groups[0]["lr"] = lr * min(1, 5 * (1 - step / steps) + 1e-3)
         weight = sparsity * min(1, 10 * step / steps)
-        batch = x[torch.randint(len(x), (batch_size,), generator=generator).to(x.device)]
+        rows = torch.randint(len(x), (batch_size,), generator=generator).to(x.device)
+        batch = x[rows]
         optimizer.zero_grad()
-        loss, a = sae._loss_and_activations(batch, weight, silent >= dead_after if remedy == "auxk" else None)
+        loss, use = sae._loss_and_use(batch, weight, silent >= dead_after if remedy == "auxk" else None,
+                                      batch if y is None else y[rows])
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
-            silent = torch.where((a > 0).any(0), 0, silent + 1)
+            silent = torch.where(use.count > 0, 0, silent + 1)
             if sae.kind == "jumprelu":
                 sae.threshold.clamp_min_(0)
             if sae.kind == "batchtopk" and late:
-                thresholds.append(a[a > 0].min())  # what the batch's last winner had
+                thresholds.append(use.smallest)  # what the batch's last winner had
         if remedy == "resample" and step % dead_after == 0 and not late:
             _resample(sae, optimizer, silent >= dead_after, x, generator)
         if history is not None and (step % max(1, steps // 50) == 0 or step == steps):
-            history.append({"step": step, "loss": loss.item(), "l0": (a > 0).sum(-1).float().mean().item(),
+            history.append({"step": step, "loss": loss.item(), "l0": use.count.sum().item() / batch_size,
                             "dead": (silent >= dead_after).float().mean().item()})
     if thresholds:
         sae.threshold.copy_(torch.stack(thresholds).mean())
@@ -390,6 +426,25 @@ def states(model, site: str, documents: Sequence, skip: int = 0, batch_size: int
 
 
 @torch.no_grad()
+def next_token_loss(model, documents: Sequence, make_edits=lambda positions: [], skip: int = 0,
+                    batch_size: int = 64) -> float:
+    """Mean cross-entropy of the documents' own next tokens, in nats, under `make_edits(positions)`.
+
+    positions: bool [B, T], the real tokens of a batch without the first `skip` of each document.
+    """
+    from mi_course.models.edits import intervene
+
+    total = count = 0.0
+    for batch in batches(model, documents, batch_size):
+        with intervene(model, make_edits(batch.mask.bool() & (batch.position_ids >= skip))):
+            logprobs = model(batch)[:, :-1].float().log_softmax(-1)
+        real = (batch.mask[:, 1:] * batch.mask[:, :-1]).bool()
+        total -= logprobs.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)[real].sum().item()
+        count += real.sum().item()
+    return total / count
+
+
+@torch.no_grad()
 def loss_recovered(model, sae: SAE, documents: Sequence, baseline: str = "zero", skip: int = 0,
                    batch_size: int = 64) -> float:
     """Share of the model's next-token loss that survives splicing the SAE in: (none - spliced) / (none - plain).
@@ -400,20 +455,13 @@ def loss_recovered(model, sae: SAE, documents: Sequence, baseline: str = "zero",
     skip: leave the state as it is at so many first tokens of each document.
     """
     from mi_course.models import Site
-    from mi_course.models.edits import intervene, mean, zero
+    from mi_course.models.edits import mean, zero
 
     if baseline not in ("zero", "mean"):
         raise ValueError(f"baseline={baseline!r} is unknown; choose 'zero' or 'mean'")
 
     def loss(make_edits) -> float:
-        total = count = 0.0
-        for batch in batches(model, documents, batch_size):
-            with intervene(model, make_edits(batch.mask.bool() & (batch.position_ids >= skip))):
-                logprobs = model(batch)[:, :-1].float().log_softmax(-1)
-            real = (batch.mask[:, 1:] * batch.mask[:, :-1]).bool()
-            total -= logprobs.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)[real].sum().item()
-            count += real.sum().item()
-        return total / count
+        return next_token_loss(model, documents, make_edits, skip, batch_size)
 
     def none(positions):
         if baseline == "zero":

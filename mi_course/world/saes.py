@@ -69,8 +69,8 @@ def make(model, out: Path, recipes: dict[str, dict] | None = None, n: int = 300,
     out.mkdir(parents=True, exist_ok=True)
     file = out / "measured.json"
     done = json.loads(file.read_text()) if file.exists() else {}
-    train_texts = _flat(documents("train", n=n, seed=17))
-    test_texts = _flat(documents("test", n=max(1, n // 15), seed=17))
+    train_texts = flat(documents("train", n=n, seed=17))
+    test_texts = flat(documents("test", n=max(1, n // 15), seed=17))
     fingerprint, x = model.fingerprint(), {}
     for name, recipe in recipes.items():
         site = name.partition("-")[0]
@@ -96,7 +96,8 @@ def make(model, out: Path, recipes: dict[str, dict] | None = None, n: int = 300,
     return done
 
 
-def _flat(by_domain: dict[str, Sequence[str]]) -> list[str]:
+def flat(by_domain: dict[str, Sequence[str]]) -> list[str]:
+    """All texts of `documents`, domain after domain."""
     return [text for texts in by_domain.values() for text in texts]
 
 
