@@ -9,7 +9,7 @@ COMMANDS = {
     "assets": "list the shipped models and data, with checksums and measured accuracy",
     "chapters": "show the table of chapters",
     "build": "make the notebooks from their masters, or compare them with --check",
-    "bench": "measure import, load, caching and steered generation",
+    "bench": "measure import, load, caching, steering, and the speed of localizers and SAE training",
     "benchmark": "score methods against known answers, yours too",
 }
 
@@ -40,7 +40,9 @@ def add_options(choices: dict[str, argparse.ArgumentParser]) -> None:
         choices[name].add_argument("--root", help="the repository (default: the one around the current folder)")
     bench = choices["bench"]
     bench.add_argument("--model", choices=["lab", "gpt2-small-shape", "all"], default="all", help="what to measure on")
-    bench.add_argument("--pairs", type=int, default=20, help="alternating pairs of runs per ratio")
+    bench.add_argument("--pairs", type=int, default=20, help="alternating pairs of runs per ratio of the core part")
+    parts = ["core", "patching", "edges", "direct", "saes"]
+    bench.add_argument("--parts", nargs="+", metavar="PART", default=parts, help=f"what to measure: {', '.join(parts)}")
     benchmark = choices["benchmark"]
     benchmark.add_argument("what", choices=["localizers"], help="which kind of method")
     benchmark.add_argument("--fn", metavar="FILE.py:NAME", help="run f(model, task, sites) -> one number per site, too")

@@ -1,9 +1,17 @@
 """`mi-course bench`: what the course costs on this machine, on one core.
 
-Import and loading are timed in fresh processes. Caching and steering are ratios to the plain run: medians over
-alternating pairs (plain, ours, plain, ours, ...), so that whatever else the machine does falls on both alike.
+Import and loading are timed in fresh processes. All else are ratios to a plain run: medians over alternating pairs
+(plain, ours, plain, ours, ...), so that whatever else the machine does falls on both alike. Parts:
+
+    core      caching all sites, steered generation      edges   EAP and EAP-IG against the passes they need; memory
+    patching  sweeps against one forward pass a cell     direct  direct logit attribution against one forward pass
+    saes      TopK SAE training against dense PyTorch
+
+Each part is a module of `cli/benches` (core: this one) with `measure(model, pairs) -> dict`, `LIMITS` (by the keys of
+that dict, or by model and then key) and `DIRECTION`, "at most" unless it says "at least".
 """
 
+import importlib
 import json
 import statistics
 import subprocess
@@ -14,6 +22,9 @@ from collections.abc import Callable
 ROWS, TOKENS = 32, 24
 GENERATE_ROWS, NEW_TOKENS = 8, 24
 MIN_PAIRS = 20
+# The other parts take minutes for a pair at the larger model, and their ratios are far from 1.
+PAIRS_OF_PARTS = {"lab": 7, "gpt2-small-shape": 3}
+PARTS = ("core", "patching", "edges", "direct", "saes")
 FRESH_RUNS = 3
 # What the course promises, in seconds and as ratios to the plain run.
 LIMITS = {"import": 3.0, "import_and_first_load": 8.0, "second_load": 1.0, "caching": 1.3, "steered_generation": 1.15}
@@ -36,16 +47,44 @@ print(json.dumps({"import": imported - start, "import_and_first_load": first - s
 def run(args) -> int:
     if args.pairs < MIN_PAIRS:
         raise ValueError(f"--pairs {args.pairs}: medians of fewer than {MIN_PAIRS} pairs mean little")
+    unknown = sorted(set(args.parts) - set(PARTS))
+    if unknown:
+        raise ValueError(f"--parts {unknown[0]}: there is no such part; choose among {', '.join(PARTS)}")
     import torch
 
     torch.set_num_threads(1)
-    results: dict = {"limits": LIMITS, "threads": 1, "pairs": args.pairs, "models": {}}
-    if args.model in ("lab", "all"):
+    results: dict = {"threads": 1, "pairs": args.pairs, "pairs_of_parts": PAIRS_OF_PARTS, "models": {}}
+    if args.model in ("lab", "all") and "core" in args.parts:
         results["seconds"] = loading()
     for name in ["lab", "gpt2-small-shape"] if args.model == "all" else [args.model]:
-        results["models"][name] = measure(make_model(name), args.pairs)
+        model = make_model(name)
+        results["models"][name] = {
+            part: _module(part).measure(model, args.pairs if part == "core" else PAIRS_OF_PARTS[name])
+            for part in PARTS
+            if part in args.parts
+        }
+    results["verdicts"] = verdicts(results)
     print(json.dumps(results, indent=1) if args.json else as_text(results))
     return 0
+
+
+def _module(part: str):
+    return sys.modules[__name__] if part == "core" else importlib.import_module(f"mi_course.cli.benches.{part}")
+
+
+def verdicts(results: dict) -> list[dict]:
+    """Every measured number that has a limit: model, part, name, value, direction, limit, and whether it is within."""
+    rows = [("lab", "core", key, value, "at most", LIMITS[key]) for key, value in results.get("seconds", {}).items()]
+    for name, measured in results["models"].items():
+        for part, found in measured.items():
+            module = _module(part)
+            limits, direction = module.LIMITS.get(name, module.LIMITS), getattr(module, "DIRECTION", "at most")
+            rows += [(name, part, key, found[key], direction, limit) for key, limit in limits.items() if key in found]
+    return [
+        dict(zip(("model", "part", "name", "value", "direction", "limit"), row))
+        | {"within": row[3] <= row[5] if row[4] == "at most" else row[3] >= row[5]}
+        for row in rows
+    ]
 
 
 def make_model(name: str):
@@ -145,19 +184,19 @@ def timed(call: Callable) -> float:
 
 
 def as_text(results: dict) -> str:
+    """A table: what was measured, on which model, and whether it keeps its promise."""
     lines = []
-    for key, value in results.get("seconds", {}).items():
-        lines.append(row(key.replace("_", " "), value, " s", LIMITS[key]))
-    for name, found in results["models"].items():
-        forward, generate = found["forward_seconds"], found["generate_seconds"]
-        lines.append(f"{name}: {found['parameters']:,} parameters, {found['sites']} sites")
-        lines.append(f"  plain forward {ROWS} x {TOKENS}: {forward:.3f} s, plain generation: {generate:.3f} s")
-        lines += [
-            row(f"  {key.replace('_', ' ')}", found[key], " x", LIMITS[key])
-            for key in ("caching", "steered_generation")
-        ]
+    for row in results["verdicts"]:
+        unit = " s" if row["name"] in results.get("seconds", {}) else " MB" if row["name"].endswith("_mb") else " x"
+        lines.append(
+            f"{row['model']:<17} {row['name'].replace('_', ' '):<26} {row['value']:8.2f}{unit:<3} "
+            f"{'within' if row['within'] else 'OVER  '} {row['direction']} {row['limit']:g}{unit}"
+        )
+    for name, measured in results["models"].items():
+        if "core" in measured:
+            core = measured["core"]
+            lines.append(
+                f"{name}: {core['parameters']:,} parameters, {core['sites']} sites; plain forward {ROWS} x {TOKENS}: "
+                f"{core['forward_seconds']:.3f} s, plain generation: {core['generate_seconds']:.3f} s"
+            )
     return "\n".join(lines)
-
-
-def row(name: str, value: float, unit: str, limit: float) -> str:
-    return f"{name:<26} {value:7.2f}{unit}  {'within' if value <= limit else 'OVER'} {limit}{unit}"

@@ -22,6 +22,7 @@ LIMITS = {
     "lab": {"residual_patching": 4.0, "head_patching": 4.0},
     "gpt2-small-shape": {"residual_patching": 6.0, "head_patching": 3.0},
 }
+DIRECTION = "at least"
 
 
 def measure(model, pairs: int) -> dict:
