@@ -28,8 +28,8 @@ from mi_course.objects.weights import folded_unembedding
 def top_tokens(model, vectors: Tensor, k: int = 10, lowest: bool = False) -> Tensor:
     """Ids of the k tokens whose logits each vector [n, d] raises most, best first: [n, k].
 
-    lowest: those that it lowers most. v W_U with the final norm's gain and centring folded in. The length of v plays no part, and softmax(v W_U) would be
-    the probability of nothing: v is never alone in the stream.
+    lowest: those that it lowers most. The product is v W_U with the final norm's gain and centring folded in; the
+    length of v plays no part. softmax(v W_U) would be the probability of nothing: v is never alone in the stream.
     """
     if not 1 <= k <= model.n_vocab:
         raise ValueError(f"k={k} is outside 1 ... {model.n_vocab}, the size of the vocabulary")
