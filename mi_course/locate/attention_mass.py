@@ -214,7 +214,11 @@ def copying(model, prompts, batch_size: int = 64) -> Scores:
 def copying_weights(model) -> Scores:
     """The copying score of every head from weights alone (`objects.weights.copying_score`), in -1 ... 1. No data."""
     started = time.perf_counter()
-    values = [[weights.copying_score(model, layer, h) for h in range(model.n_heads)] for layer in range(model.n_layers)]
+    between = weights.unembed_embed(model)
+    values = [
+        [weights.copying_score(model, layer, h, between) for h in range(model.n_heads)]
+        for layer in range(model.n_layers)
+    ]
     return _over_heads(model, torch.tensor(values), "copying, weights", 0, time.perf_counter() - started)
 
 

@@ -109,29 +109,35 @@ def rotation(model, offset: int) -> Tensor:
     return rotate_at(max(offset, 0)) @ rotate_at(max(-offset, 0)).T
 
 
-def ov_eigenvalues(model, layer: int, head_index: int) -> Tensor:
+def unembed_embed(model) -> Tensor:
+    """W_U W_E, [d, d]: the folded unembedding times the embedding, centred as the norms do. The same for every head."""
+    W_E = parts.attn_norm(model, 0).centre(parts.embedding(model).W_E.float())
+    return folded_unembedding(model)[0].float() @ W_E
+
+
+def ov_eigenvalues(model, layer: int, head_index: int, between: Tensor | None = None) -> Tensor:
     """The d_head eigenvalues, complex, of what the head makes of tokens: W_E W_OV W_U restricted to its rank.
 
     The norms' gains and centring are folded into W_E and W_U, so only a positive factor per token is left out. The
     [V, V] matrix is never formed: A B and B A have the same non-zero eigenvalues.
+    between: `unembed_embed(model)`, to compute it once for many heads.
     """
     h = head(model, layer, head_index)
     norm, post = parts.attn_norm(model, layer), parts.post_norm(model, layer, "attn")
-    W_E = norm.centre(parts.embedding(model).W_E.float()) * norm.gain
-    W_U = folded_unembedding(model)[0].float()
+    between = unembed_embed(model) if between is None else between
     W_O = h.W_O.float() if post is None else h.W_O.float() * post.gain
-    small = (W_O @ W_U) @ (W_E @ h.W_V.float())
+    small = W_O @ (between * norm.gain) @ h.W_V.float()
     return torch.linalg.eigvals(small.detach().cpu())
 
 
-def copying_score(model, layer: int, head_index: int) -> float:
+def copying_score(model, layer: int, head_index: int, between: Tensor | None = None) -> float:
     """How far a head copies the tokens it looks at: sum of eigenvalues / sum of their sizes, in -1 ... 1.
 
     1: every direction of token space is mapped to itself (copying); -1: to its opposite (copy suppression); near 0:
     neither. Elhage et al. 2021. It says nothing about where the head looks. A head without eigenvalues (compiled ones
     that write where nothing reads) scores 0.
     """
-    eigenvalues = ov_eigenvalues(model, layer, head_index)
+    eigenvalues = ov_eigenvalues(model, layer, head_index, between)
     size = eigenvalues.abs().sum().item()
     return eigenvalues.real.sum().item() / size if size > 0 else 0.0
 
