@@ -50,6 +50,9 @@ def test_token_identity_by_layer_on_the_shipped_model():
     null = patchscopes.recovery(model, prompts, words, target, target_position=3, null=True)
     assert found.sites == [f"x{layer}" for layer in range(7)]
     assert found["x0"] > 0.9 and found["x1"] > 0.5 and found["x6"] < 0.2 and null.values.max() < 0.15
+    # at x4 the state comes too late for the heads that repeat a word, not without the word
+    early = patchscopes.recovery(model, prompts, words, target, target_position=3, target_layer=1)
+    assert found["x4"] < 0.1 and early["x4"] > 0.5
 
 
 def test_generation_reads_the_state_too():
