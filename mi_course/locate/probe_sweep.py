@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -233,12 +234,15 @@ def rank_columns(x: Tensor, y: Sequence, by: str = "mean difference") -> list[in
         means = torch.stack([x[[label == c for label in y]].mean(0) for c in classes])
         return (means.amax(0) - means.amin(0)).argsort(descending=True, stable=True).tolist()
     if by == "l1":
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
         spread = x.std(0, correction=0)
         z = (x - x.mean(0)) / torch.where(spread > 0, spread, 1.0)
         model = LogisticRegression(l1_ratio=1, C=0.1, solver="saga", max_iter=200, tol=1e-3, random_state=0)
-        model.fit(z.numpy(), [str(label) for label in y])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the ranking has settled long before the last digits
+            model.fit(z.numpy(), [str(label) for label in y])
         return torch.from_numpy(abs(model.coef_)).amax(0).argsort(descending=True, stable=True).tolist()
     raise ValueError(f"by={by!r} is unknown; choose one of {', '.join(RANKINGS)}")
 
