@@ -26,7 +26,7 @@ from mi_course.models.sites import parse_sites
 from mi_course.objects import Scores
 from mi_course.objects.neurons import auroc
 
-from .probing import Probe, fit
+from .probing import Probe, class_means, fit
 
 METRICS = ("accuracy", "auroc")
 POOLS = ("mean", "tokens")
@@ -220,19 +220,26 @@ def evaluate(x: Tensor, y: Sequence, split: Split, kind: str = "logistic", metri
 
 # --- sparse probes ---------------------------------------------------------------------------------------------------
 
-RANKINGS = ("mean difference", "l1")
+RANKINGS = ("mean difference", "standardised difference", "l1")
 
 
 def rank_columns(x: Tensor, y: Sequence, by: str = "mean difference") -> list[int]:
     """Columns of x [n, m] (features or neurons), the most telling first.
 
-    mean difference: the largest distance between two class means (Gurnee et al. 2023; Kantamneni et al. 2025).
+    mean difference: the largest distance between two class means (Gurnee et al. 2023; Kantamneni et al. 2025). Columns
+        of large variance win it easily.
+    standardised difference: the same divided by the standard deviation within the classes.
     l1: size of the weights of a logistic probe with an L1 penalty, on columns of variance 1.
     """
-    if by == "mean difference":
+    if by in ("mean difference", "standardised difference"):
         classes = sorted(set(y), key=str)
-        means = torch.stack([x[[label == c for label in y]].mean(0) for c in classes])
-        return (means.amax(0) - means.amin(0)).argsort(descending=True, stable=True).tolist()
+        index = torch.tensor([classes.index(label) for label in y])
+        means = class_means(x, index, len(classes))
+        spread = means.amax(0) - means.amin(0)
+        if by == "standardised difference":
+            within = (x - means[index]).square().mean(0).sqrt()
+            spread = spread / within.clamp_min(1e-6 * within.max().clamp_min(1e-12))
+        return spread.argsort(descending=True, stable=True).tolist()
     if by == "l1":
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression

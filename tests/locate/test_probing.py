@@ -335,6 +335,15 @@ def test_the_planted_columns_are_chosen(by):
     assert max(1 - sum(y) / len(y), sum(y) / len(y)) < one < 1
 
 
+def test_a_noisy_column_wins_by_mean_difference_only():
+    y = [True, False] * 200
+    sign = torch.tensor([1.0, -1.0] * 200)
+    x = torch.stack([sign + 0.1 * random(400), 3 * sign + 30 * random(400, seed=1)], dim=1)
+    assert rank_columns(x, y, "mean difference") == [1, 0]
+    assert rank_columns(x, y, "standardised difference") == [0, 1]
+    assert rank_columns(x, y, "l1") == [0, 1]
+
+
 def test_k_must_fit():
     with pytest.raises(ValueError, match="k=9 is outside 1 ... 5"):
         k_sparse(random(10, 5), [True, False] * 5, 9)
