@@ -13,8 +13,8 @@
 # - say why the direction that reads best is not the direction to steer with
 #
 # **The claim.** A probe measures what can be *decoded* from a site, not what the model *uses* (survey, section 3.4). In `lab` the verdict
-# on a review can be read from half of the heads without an error, while one head carries most of it, and the ranking by probe has nothing
-# to do with the ranking by intervention.
+# on a review can be read, nearly without an error, from more than ten of the 24 heads, while one head carries most of it to the answer; the
+# ranking of the heads by probe says next to nothing about their ranking by intervention.
 
 # %% label="setup"
 import math
@@ -72,7 +72,7 @@ def reviews(split, n):
     return task.subset(["negations" in label for label in task.labels])
 
 
-train, test = reviews("train", 800), reviews("test", 200)
+train, test = reviews("train", 500), reviews("test", 100)
 prompts, n = train.prompts + test.prompts, len(train)
 good = [label["good"] for label in train.labels + test.labels]
 halves = Split(list(range(n)), list(range(n, len(prompts))))  # to fit on, to test on
@@ -148,7 +148,8 @@ assert mine > 0.95
 # - **bag of words**: probe the mean embedding of all tokens. It knows which words occur and not in what order.
 # - **random weights**: probe the untrained model, in which words are mixed but nothing was learned
 #
-# We sweep two properties over the layers: *good* from above, and *harmful* (a request with a risky verb and a risky object).
+# We sweep two properties over the layers (with `"lda"`, a fast linear probe that section 9 explains): *good* from above, and *harmful* (a
+# request with a risky verb and a risky object).
 
 # %% label="requests"
 parts = [
@@ -169,28 +170,30 @@ for name, texts, label, where in (
     ("harmful", asked, harmful, request_halves),
 ):
     for which, known in (("lab", model), ("random weights", untrained)):
-        lines[f"{name}, {which}"] = sweep(known, texts, layers, label, where).values
-    bag = sweep(model, texts, ["embed"], label, where, positions="mean")["embed"]
-    null = null_band(permutation_null(features(model, texts, ["x3"])["x3"], label, where, draws=10))
+        lines[f"{name}, {which}"] = sweep(known, texts, layers, label, where, "lda").values
+    word = sweep(model, texts, ["embed"], label, where, "lda")["embed"]
+    bag = sweep(model, texts, ["embed"], label, where, "lda", positions="mean")["embed"]
+    null = permutation_null(features(model, texts, ["x3"])["x3"], label, where, "lda", draws=10)
     print(
-        f"{name:8} majority {majority(label, where):.2f}   embedding of the last token "
-        f"{sweep(model, texts, ['embed'], label, where)['embed']:.2f}   bag of words {bag:.2f}   "
-        f"shuffled labels at x3 {null.mean:.2f} +- {2 * null.sd:.2f}"
+        f"{name:8} majority {majority(label, where):.2f}   embedding of the last token {word:.2f}   "
+        f"bag of words {bag:.2f}   shuffled labels at x3 up to {max(null):.2f}"
     )
-    assert (bag > 0.95) == (name == "harmful") and min(lines[f"{name}, lab"][2:]) > 0.95
+    assert (bag > 0.9) == (name == "harmful") and min(lines[f"{name}, lab"][2:]) > 0.95
+for name, values in lines.items():
+    print(f"{name:24}" + "".join(f"{value:6.2f}" for value in values))
 show(
     curves(range(L + 1), lines, xlabel="state x^l at the last token", ylabel="accuracy on the test part"),
-    alt="Four lines over the layers 0 to 6. Both properties can be read from lab without error from "
-    "layer 2 on. With "
-    "random weights, good stays near 0.6 and harmful near 0.8.",
-    reading="In lab both properties can be read from layer 2 on. Random weights already give harmful at "
-    "0.7 to 0.8.",
+    alt="Four lines over the layers 0 to 6. Both properties can be read from lab nearly without error "
+    "from layer 1 "
+    "on. With random weights, good stays near 0.6 and harmful between 0.6 and 0.8.",
+    reading="In lab both properties can be read from layer 1 on. Random weights already give harmful at "
+    "up to 0.8.",
 )
 
 # %% [markdown]
-# The two upper lines look alike, and mean different things. *Harmful* is in the words: the bag of words reaches 1.00, without any model, so
-# that a perfect probe at layer 3 says little about what the model computed. *Good* is not in the words, because of "not" (the bag stays far
-# below): here the model must have done something before layer 2. One baseline told them apart, and it costs one line.
+# The two upper lines look alike, and mean different things. *Harmful* is in the words: the bag of words reaches 0.98, without any model, so
+# that a perfect probe at layer 3 says little about what the model computed. *Good* is not in the words, because of "not" (the bag stays at
+# 0.67): here the model must have done something before layer 2. One baseline told them apart, and it costs one line.
 #
 # ## 3. Who has seen whom: splits
 # Now a property of an entity: in which city does a landmark stand? There are 80 landmarks and 16 cities. We ask with five templates each,
@@ -226,7 +229,7 @@ def honest_split(entities, templates, new_entities, new_templates):
 honest_split = check("probing.honest_split", honest_split)
 
 # %% [markdown]
-# Four splits of the same 400 prompts, the same kind of probe. (`"lda"` is a fast linear probe that section 9 explains.)
+# Four splits of the same 400 prompts, the same kind of probe.
 
 # %% label="four_splits"
 landmarks = World(0).landmarks
@@ -329,7 +332,7 @@ word_class |= {w: "adjective" for pair in lexicon.ANTONYMS for concept in pair f
 word_class |= {w: "name" for w in lexicon.FIRST + lexicon.LAST}
 word_class |= {w: "place" for w in [*lexicon.CITIES, *lexicon.COUNTRIES]}
 word_class |= {w: "thing" for w in lexicon.SPORTS + lexicon.DRINKS + lexicon.PETS + lexicon.MATERIALS}
-documents = [text for texts in world.documents("train", n=12).values() for text in texts]
+documents = [text for texts in world.documents("train", n=10).values() for text in texts]
 types = model.tokenizer.convert_ids_to_tokens(token_types(model, documents))
 owner = model.tokenize(documents).mask.nonzero()[:, 0].tolist()  # the document of every token
 rows = [i for i, word in enumerate(types) if word in word_class]
@@ -338,7 +341,7 @@ classes = [word_class[word] for word in words]
 by_document = split_by([{"document": owner[i]} for i in rows], "document")
 rng = random.Random(0)
 control = control_labels(words, lambda: rng.choice(classes))
-tokens = features(model, documents, ["x0", "x3", "x6"], "tokens")
+tokens = features(model, documents, ["x0", "x3"], "tokens")
 print(f"{len(rows)} tokens, {len(set(words))} word types; majority {majority(classes, by_document):.2f}")
 selectivity = {}
 for site, x in tokens.items():
@@ -351,9 +354,9 @@ for site, x in tokens.items():
 assert all(selectivity[site, "logistic"] > selectivity[site, "mlp"] for site in tokens)
 
 # %% [markdown]
-# By accuracy, the MLP is as good as the linear probe or better. By selectivity it is worse at every layer, because it learns by heart what
-# it is asked to. That is the finding of the paper, and the reason why probes are kept linear. The layers change places as well: the real
-# task is easiest at the embedding, where a probe can also learn words by heart best.
+# By accuracy the two are equal. By selectivity the MLP is much worse at both layers, because it learns by heart what it is asked to. That
+# is the finding of the paper, and the reason why probes are kept linear. The layers change places as well: by accuracy $x^0$ is a little
+# better than $x^3$; by selectivity it is far worse, since words are easiest to learn by heart at the embedding.
 #
 # Selectivity has a blind spot that section 3 showed: when the label belongs to an *entity* and the split is by entity, a control task
 # cannot be learned at all, and the difference says no more than the accuracy.
@@ -429,24 +432,32 @@ assert max(bits["lab"]) < 100 < min(bits["random weights"]) and min(bits["lab, s
 assert bits["lab"][1] < bits["lab"][0] - 10
 
 # %% [markdown]
-# In figure 2 layers 1 and 2 looked the same, accuracy 1.00. In bits they are not: one layer later the same labels cost little more than
-# half. And the random weights, with an impressive-looking accuracy of 0.7 to 0.8, save few bits. Shuffled labels cost *more* than no probe
-# at all, since the probe is confident and wrong. (A relative that needs one fit only is V-information, `probe_controls.v_information`: how
-# many bits a label the probe saves on new rows [@xu2020theory].)
+# In the first figure layers 1 and 2 looked alike. In bits they do not: one layer later the same labels cost little more than half. And the
+# random weights, with accuracies of up to 0.8, save few bits. Shuffled labels cost *more* than no probe at all, since the probe is
+# confident and wrong. (A relative that needs one fit only is V-information, `probe_controls.v_information`: how many bits a label the probe
+# saves on new rows [@xu2020theory].)
 #
 # ## 6. Where in the prompt?
 # A sweep over layers at one position misses where things happen. The same probe for *good* at eight places of the review, over layers.
 
 # %% label="positions"
-places = {"the thing": 4, "first judgement": -1, "and": 0, "second judgement": -5, "full stop": -4, "my": -3,
-          "verdict": -2, "is": -1}  # fmt: skip
+places = {
+    "the thing": lambda words: 4 - len(words),
+    "first judgement": lambda words: words.index("and") - 1 - len(words),
+    "and": lambda words: words.index("and") - len(words),
+    "second judgement": lambda words: -5,
+    "full stop": lambda words: -4,
+    "my": lambda words: -3,
+    "verdict": lambda words: -2,
+    "is": lambda words: -1,
+}
+cache = mi.record(model, prompts, layers)  # padded on the left, so column -1 is the last token
 ids = [model.tokens(prompt) for prompt in prompts]
 grid = {}
 for place, at in places.items():
-    from_and = place in ("first judgement", "and")
-    where = [tokens_.index("and") + at for tokens_ in ids] if from_and else at
-    found = features(model, prompts, layers, where)
-    grid[place] = [evaluate(x, good, halves, "lda") for x in found.values()]
+    column = torch.tensor([at(words_) for words_ in ids])
+    found = [cache[site][torch.arange(len(prompts)), column] for site in layers]
+    grid[place] = [evaluate(x, good, halves, "lda") for x in found]
 show(
     heatmap(
         list(grid.values()), list(grid), layers, xlabel="state", ylabel="token", title="Accuracy for good"
@@ -513,28 +524,30 @@ for name, site in sets.items():
         row = []
         for k in (1, 4, 16):
             draws = [order[:k]] if order is not None else [
-                torch.randperm(a.shape[1], generator=generator)[:k] for _ in range(5)]  # fmt: skip
+                torch.randperm(a.shape[1], generator=generator)[:k] for _ in range(3)]  # fmt: skip
             row.append(sum(evaluate(a[:, columns], good, halves) for columns in draws) / len(draws))
         whole = f"{evaluate(a, good, halves):.2f}" if order is best else ""
         print(f"{name:18}{how:14}" + "".join(f"{value:7.2f}" for value in row) + "   " + whole)
 show(
     curves(ks, sparse, xlabel="k", ylabel="accuracy for good"),
-    alt="Accuracy over k for four sets of columns. The SAE of mlp3 starts at 1, neurons at 0.95; the SAE of x3 and "
+    alt="Accuracy over k for four sets of columns. The SAE of mlp3 starts at 1, neurons at 0.95; the SAE "
+    "of x3 and "
     "the coordinates of x3 stay near 0.6 up to k = 4 and pass 0.9 at 16.",
-    reading="One feature of the SAE on mlp3 is enough, and one neuron nearly. On x3 it takes 16 of either kind.",
+    reading="One feature of the SAE on mlp3 is enough, and one neuron nearly. On x3 it takes 16 of "
+    "either kind.",
 )
 assert sparse["SAE of mlp3"][0] > 0.98 and sparse["neurons3"][0] > 0.9 > 0.7 > sparse["SAE of x3"][2]
 
 # %% [markdown]
 # Four things to take home.
 #
-# - One feature of the SAE on the output of FFN 3 *is* the verdict. The SAE on $x^3$ has no such feature: there sixteen features do no better than
-#   sixteen raw coordinates. Whether an SAE helps depends on where it sits. (In large models SAE probes rarely beat good baselines
+# - One feature of the SAE on the output of FFN 3 *is* the verdict. The SAE on $x^3$ has no such feature: there sixteen features do about as
+#   well as sixteen raw coordinates. Whether an SAE helps depends on where it sits. (In large models SAE probes rarely beat good baselines
 #   [@kantamneni2025_sparseprobing]; and a general feature can lose part of its cases to a more specific one, absorption, chapter 04.)
-# - One neuron is nearly enough too. But 16 *random* neurons are also enough: the property is written so broadly that finding a unit that
+# - One neuron is nearly enough too. But four *random* neurons are also enough: the property is written so broadly that finding a unit that
 #   reads it is no discovery. The control belongs in the table.
-# - On the coordinates of $x^3$ the best four by mean difference do worse than four random ones. Columns with a large variance win the
-#   ranking by accident. Dividing by the spread mends that.
+# - On the coordinates of $x^3$ the best four by mean difference do worse than four random ones (0.66 against 0.79). Columns with a large
+#   variance win that ranking easily. Dividing by the spread helps (0.91).
 # - A unit that reads a property need not be used. That is the next section.
 #
 # ## 8. Decodable, but unused; used, but not decodable
@@ -565,7 +578,7 @@ assert abs(change["mood"]) < 1e-3 and change["volume"] < -9.9
 
 # %% label="heads"
 probed = sweep(model, prompts, heads, good, halves)
-patched = causal.patch_each(model, test.subset(64), heads, "noising")
+patched = causal.patch_each(model, test.subset(32), heads, "noising")
 for title, scores in (
     ("Accuracy of a probe for good", probed),
     ("Change of the answer, in logits", patched),
@@ -591,23 +604,24 @@ for title, scores in (
     )
 idle = [h for h in heads if probed[h] > 0.95 and abs(patched[h]) < 0.5]
 agreement = probed.spearman(patched)
-print(f"{len(idle)} of {len(heads)} heads: probe above 0.95, effect below 0.5 logits")
+able = sum(probed.values > 0.95)
+print(f"{able} of {len(heads)} heads: probe above 0.95; {len(idle)} of these: effect below 0.5 logits")
 print(f"rank correlation of probe accuracy and size of effect: {agreement:+.2f}")
-assert len(idle) >= 8 and abs(agreement) < 0.4 and patched.top(1) == ["L3H1.z"]
+assert able > 10 and len(idle) >= 8 and abs(agreement) < 0.4 and patched.top(1) == ["L3H1.z"]
 
 # %% [markdown]
-# At least every third head could serve as an example of "a head that represents sentiment", and does nothing for the answer. The probe's
-# ranking and the causal ranking have nothing to do with each other.
+# Ten heads could serve as an example of "a head that represents sentiment", and do nothing for the answer. The probe's ranking says next to
+# nothing about the causal one.
 #
 # The reverse happens too. In *verdict*, the model judges claims ("true or false : lonely harbor is in bangkok ?"). One head matters most.
 
 # %% label="reverse" tags=["nbval-check-output"]
-claims, fresh = world.task("verdict", split="train", n=600), world.task("verdict", split="test", n=100)
+claims, fresh = world.task("verdict", split="train", n=500), world.task("verdict", split="test", n=150)
 truth = [label["truth"] for label in claims.labels + fresh.labels]
 claim_halves = Split(list(range(len(claims))), list(range(len(claims), len(truth))))
 x = features(model, claims.prompts + fresh.prompts, ["L3H1.z"])["L3H1.z"]
 linear, mlp = (evaluate(x, truth, claim_halves, kind) for kind in ("logistic", "mlp"))
-effect = causal.patch_each(model, fresh, ["L3H1.z"], "noising")["L3H1.z"]
+effect = causal.patch_each(model, fresh.subset(50), ["L3H1.z"], "noising")["L3H1.z"]
 print(f"L3H1 on claims: effect {effect:.1f} logits; linear probe {linear:.2f}, MLP {mlp:.2f}, "
       f"majority {majority(truth, claim_halves):.2f}")  # fmt: skip
 assert effect < -10 and linear < 0.65 < mlp
@@ -679,23 +693,26 @@ ways = {
     "mean difference": erasure.erase_means(x, good[:n])(x),
     "LEACE": leace(x, is_good[:n]),
 }
+share = max(sum(good[:n]), n - sum(good[:n])) / n
+print(f"majority {share:.2f}")
 after = {}
 for name, clean in ways.items():
     after[name] = fit(clean, good[:n]).accuracy(clean, good[:n])
     moved = ((clean - x).norm() / (x - x.mean(0)).norm()).item()
     print(f"{name:19} a new probe reads {after[name]:.2f}   moved by {moved:.2f} of the spread")
-assert after["LDA direction"] > 0.95 and max(after["LEACE"], after["mean difference"]) < 0.55
+assert after["LDA direction"] > 0.95 and max(after["LEACE"], after["mean difference"]) < share + 0.01
 
 # %% [markdown]
-# (Accuracy on the rows it was fitted on; the majority is near 0.5.) Removing a direction leaves enough for a new probe, removing the mean
-# difference or LEACE does not. LEACE moves the states less.
+# (Accuracy on the rows that the probe was fitted on.) Removing one direction leaves enough for a new probe, eight rounds of INLP leave a
+# little, and removing the mean difference or LEACE nothing. LEACE moves the states less.
 #
 # Does the *model* notice? At every layer we erase at the last token of new reviews, in five ways. The measure is $F$, the logit of the
 # right verdict minus that of the wrong one. The null: random directions, three per layer.
 
 # %% label="erase_and_see"
 erased, added, cosine, null = {}, {}, [], []
-bad = test.where(good=False)
+some = test.subset(60)
+bad = some.where(good=False)
 generator = torch.Generator().manual_seed(0)
 for site in layers[1:]:
     x = states[site][:n]
@@ -706,7 +723,7 @@ for site in layers[1:]:
     }
     for name, eraser in edits.items():
         with mi.intervene(model, eraser.at(site, "last")):
-            erased.setdefault(name, []).append(test.measure(model).mean().item())
+            erased.setdefault(name, []).append(some.measure(model).mean().item())
     for name, v in found.items():
         step = found["mean difference"].norm() * v / v.norm()  # all as long as the mean difference
         with mi.intervene(model, mi.add(site, step, positions="last")):
@@ -715,7 +732,7 @@ for site in layers[1:]:
     for _ in range(3):
         anywhere = torch.randn(model.d_model, generator=generator)
         with mi.intervene(model, erasure.erase_direction(x, anywhere).at(site, "last")):
-            null[-1].append(test.measure(model).mean().item())
+            null[-1].append(some.measure(model).mean().item())
     cosine.append(torch.cosine_similarity(found["LDA"], found["mean difference"], dim=0).item())
 show(
     curves(
@@ -791,7 +808,7 @@ assert found["cancelling"] == found["decodable"] == 1 and min(found["backup"], f
 # %% label="scoreboard_installed" tags=["nbval-check-output"]
 
 
-def probe_ranking(name, draws=8):
+def probe_ranking(name, draws=6):
     """AUROC of the probe's ranking of heads against the answer key, and the same under swapped labels."""
     task = installed_task(name, n=64)
     size, key = len(task), answer_key(name)
@@ -817,21 +834,25 @@ def probe_ranking(name, draws=8):
     return auroc([True] * size), null_band(null)
 
 
-results = {}
+results, inside = {}, []
 for name in ("refusal-a", "refusal-b", "sycophancy-a", "sycophancy-b"):
     by_probe, band = probe_ranking(name)
-    ablated = installed_effect(causal.ablate_each, name, installed_task(name, n=24), base=model)
+    ablated = installed_effect(causal.ablate_each, name, installed_task(name, n=16), base=model)
     by_ablation = ablated.against(answer_key(name))["auroc"]
     results[name] = (by_probe, by_ablation)
+    inside.append(band.contains(by_probe))
     print(f"{name:13} probe {by_probe:.2f} (null {band.mean:.2f} +- {2 * band.sd:.2f})   ablation "
     f"{by_ablation:.2f}   "
           f"key {' '.join(answer_key(name))}")  # fmt: skip
 mean_probe, mean_ablation = (sum(r[i] for r in results.values()) / 4 for i in (0, 1))
 print(f"mean          probe {mean_probe:.2f}   ablation {mean_ablation:.2f}")
-assert mean_ablation > 0.9 > mean_probe
+assert mean_ablation > 0.9 > mean_probe and sum(inside) >= 3
 
 # %% [markdown]
-# PLACEHOLDER
+# At first sight the probe does well: 0.81 on average, 0.96 in one case. The null says otherwise. With labels that mean nothing the same
+# pipeline gets nearly as much, and all four results lie inside the band. The reason: below the layer in which a behaviour was installed,
+# the two models are equal and every head scores exactly 0, so that chance alone lifts the heads above it, and the true ones among them.
+# Against 0.5, we would have reported a success. Ablation, on a quarter of the prompts, finds the heads.
 #
 # ## 11. What the survey says, and where it is loose
 # - **Eq. 15** is written $\hat y = \mathrm{softmax}(W_P z)$, with columns and without a bias, while the survey uses rows elsewhere; and $z
