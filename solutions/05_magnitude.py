@@ -32,7 +32,7 @@ from mi_course.locate import layer_distance as layers
 from mi_course.models import Site
 from mi_course.objects import Scores
 from mi_course.teach import Question, bars, check, curves, heatmap, quiz, show
-from mi_course.world import compiled, generate, installed_tasks, lexicon, saes
+from mi_course.world import compiled, exhaustive, generate, installed_tasks, lexicon, saes
 
 torch.manual_seed(0)
 torch.set_grad_enabled(False)  # nothing is trained in this chapter
@@ -747,9 +747,9 @@ assert mean_area["size"] > 0.9 > mean_area["size, no base"] > band.high
 # trained: of the 24 neurons that were trained for german-a only 4 are used, and the change of size tells these apart (last line). Whoever
 # has the model from before has this advantage in practice. But it is the easiest case for a magnitude. The next one is harder.
 #
-# **Behaviours that `lab` learned by itself.** Nobody knows where they are, but with 24 heads we can compute the exact effect of removing
-# each. How well does the size of a head at the last token rank them? The null band: random rankings. As a ceiling: mean ablation, the other
-# common way of removing a head, ranked against zero ablation.
+# **Behaviours that `lab` learned by itself.** Nobody knows where they are, but with 24 heads everything can be tried. The package stores what
+# removing each head does to each behaviour (`exhaustive`, 64 prompts). How well does the size of a head at the last token rank them, on the
+# same prompts? The null band: random rankings. As a ceiling: mean ablation, the other common way of removing a head, against zero ablation.
 
 
 # %% label="own_behaviours"
@@ -761,34 +761,28 @@ def normed(scores):
     return Scores(scores.sites, z - z.min(), "z in its layer", "magnitude")
 
 
-own_tasks = ["ioi", "facts", "translation", "greater_than", "refusal_harmful", "multiple_choice"]
+own_tasks = exhaustive.MAIN
 agreement = {name: [] for name in ("size", "z in its layer", "distance of twins", "mean ablation")}
-recall = {"size": [], "z in its layer": []}
+recall, random_agreement = {"size": [], "z in its layer": []}, []
 dice = random.Random(1)
-random_agreement = []
 for name in own_tasks:
-    task = world.task(name, split="test", n=20)
-    z_sites = [f"{head}.z" for head in heads]
-    truth, mean = (
-        Scores(heads, causal.ablate_each(model, task, z_sites, kind).values, kind, "ablation")
-        for kind in ("zero", "mean")
-    )
+    task = world.task(name, split="test", n=64)  # the prompts of the map
+    truth, mean = (exhaustive.exhaustive(name, "heads", kind, model) for kind in ("zero", "mean"))
+    truth, mean = (Scores(heads, found.values, found.method, found.sign) for found in (truth, mean))
     by_size = magnitude.activation_norms(model, task.prompts, heads, position=-1)
+    twins = twins_apart(model, task, heads)
     scores = {
         "size": by_size,
         "z in its layer": normed(by_size),
-        "distance of twins": twins_apart(model, task, heads),
+        "distance of twins": twins,
         "mean ablation": mean,
     }
     for method, found in scores.items():
         agreement[method].append(found.spearman(truth))
     for method in recall:
         recall[method].append(scores[method].against(truth.top(4))["recall_at_k"])
-    order = [
-        Scores(heads, [dice.random() for _ in heads], "random", "magnitude").spearman(truth)
-        for _ in range(20)
-    ]
-    random_agreement.append(order)
+    rolls = [Scores(heads, [dice.random() for _ in heads], "random", "magnitude") for _ in range(20)]
+    random_agreement.append([roll.spearman(truth) for roll in rolls])
 null = null_band([sum(column) / len(own_tasks) for column in zip(*random_agreement)])
 means = {name: sum(found) / len(own_tasks) for name, found in agreement.items()}
 show(
@@ -796,16 +790,16 @@ show(
         means,
         null=null,
         xlabel="rank correlation with zero ablation",
-        title="Size against need, 24 heads, 6 behaviours",
+        title="Size against need, 24 heads, 10 behaviours",
     ),
     alt="Bars of mean rank correlation with exact zero ablation. Size alone is low, size standardised "
-    "within layers clearly "
-    "higher, distance of twins near zero, mean ablation highest.",
+    "within layers higher, distance of twins near zero, mean ablation highest.",
     reading="The band is random rankings. Standardising within layers helps; another ablation agrees "
     "far better.",
 )
 for name, found in agreement.items():
     print(f"{name:20}", "  ".join(f"{x:+.2f}" for x in found), f"  mean {means[name]:+.2f}")
+print("behaviours:", ", ".join(own_tasks))
 print(f"random rankings: {null.mean:+.2f}, band {null.low:+.2f} to {null.high:+.2f}")
 print(
     "recall of the 4 most needed heads (chance 0.17):",
@@ -816,7 +810,7 @@ assert (
 )
 
 # %% [markdown]
-# Size alone ranks the heads a little better than dice do. Standardised within layers it is a moderate signal in all six behaviours: the
+# Size alone ranks the heads a little better than dice do. Standardised within layers it is a moderate signal: the
 # caution of section 1 pays off. About half of the four most needed heads are in the top four: enough to screen, not enough to conclude. The
 # distance between twins at the last token does not find the heads that matter under ablation. (It asks another question: where do the twins
 # differ?)
