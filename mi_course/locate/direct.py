@@ -30,7 +30,7 @@ UNITS = ("blocks", "heads", "neurons")
 
 
 @torch.no_grad()
-def split_logit(model, prompts, tokens, foils=None, units: str = "heads") -> LogitAttribution:
+def split_logit(model, prompts, tokens, foils=None, units: str = "heads", rest: bool = True) -> LogitAttribution:
     """logit(token) - logit(foil) at the last token of each prompt, before any soft-cap, as a sum over objects.
 
     units says how finely; the entries always sum to the logit.
@@ -40,7 +40,8 @@ def split_logit(model, prompts, tokens, foils=None, units: str = "heads") -> Log
         an SAE's name, as in `model.saes`: its features ("saeF7"), "sae.error" (what it fails to reconstruct),
                      "sae.bias" (b_dec), and the blocks that it does not cover
     "bias" is what the final norm's bias and the unembedding's bias add.
-    tokens, foils: one per prompt, text or ids. Active interventions apply. Cost: one forward.
+    tokens, foils: one per prompt, text or ids. Active interventions apply. Cost: one forward. rest: False leaves out
+    what these units do not take apart (embedding, other blocks), and with it the recording; then the sum is not whole.
     """
     batch = model.tokenize(prompts)
     sae = model.saes.get(units)
@@ -48,7 +49,7 @@ def split_logit(model, prompts, tokens, foils=None, units: str = "heads") -> Log
         known = ", ".join([*UNITS, *model.saes])
         raise ValueError(f"units={units!r} is unknown; choose one of {known}, or attach an SAE to model.saes")
     where = Site.parse(sae.site) if sae is not None else None
-    sites = _sites(model, units, where)
+    sites = _sites(model, units, where, rest)
     cache = record(model, batch, sites, logits=False)
     final = cache[f"x{model.n_layers}@-1"]
     reader, bias = answer_reader(model, final, tokens, foils, len(batch))
@@ -60,11 +61,15 @@ def split_logit(model, prompts, tokens, foils=None, units: str = "heads") -> Log
         names.extend([name[:-1] + str(i) for i in range(len(columns))] if name.endswith("*") else [name])
         values.append(columns)
 
+    def put_whole(name: str, site: str) -> None:
+        if rest:
+            put(name, (cache[f"{site}@-1"] * reader).sum(-1))
+
     first = _first_block(where)  # an SAE of x^l stands for the embedding and all blocks below l
     if first is None:
-        put("embed", (cache["embed@-1"] * reader).sum(-1))
+        put_whole("embed", "embed")
         if model.family.pos is not None:
-            put("pos", (cache["pos@-1"] * reader).sum(-1))
+            put_whole("pos", "pos")
     else:
         _features(model, sae, units, where, cache, reader, put)
     for layer in range(model.n_layers):
@@ -83,7 +88,7 @@ def split_logit(model, prompts, tokens, foils=None, units: str = "heads") -> Log
                 put(f"L{layer}N*", cache[f"neurons{layer}@-1"] * (u @ w.W_out.T))
                 put(f"mlp{layer}.bias", u @ w.b_out)
             else:
-                put(f"{branch}{layer}", (cache[f"{branch}{layer}.write@-1"] * reader).sum(-1))
+                put_whole(f"{branch}{layer}", f"{branch}{layer}.write")
     put("bias", bias)
     return LogitAttribution(names, torch.cat(values).float(), (final * reader).sum(-1) + bias)
 
@@ -107,17 +112,25 @@ def direct_effects(model, task: Task, sites: Sequence[str] | None = None, on: st
     found = {}
     kinds = dict.fromkeys(units.values())
     for kind in kinds:
-        split = split_logit(model, batch, task.target_ids(model).tolist(), foils, kind)
+        split = split_logit(model, batch, task.target_ids(model).tolist(), foils, kind, rest=kind == "blocks")
         found[kind] = dict(zip(split.names, split.values.mean(1).tolist(), strict=True))
     values = []
     for name in names:
         entry = found[units[name]].get(name.removesuffix(".z").removesuffix(".write"))
         if entry is None:
-            raise SiteError(f"site '{name}' has no direct effect of its own in {model.name}; its parts are, for "
-                            f"instance, {', '.join(list(found[units[name]])[:4])}")
+            raise SiteError(
+                f"site '{name}' has no direct effect of its own in {model.name}; its parts are, for "
+                f"instance, {', '.join(list(found[units[name]])[:4])}"
+            )
         values.append(entry)
-    return Scores(names, values, "direct logit attribution", "magnitude", forwards=len(batch) * len(kinds),
-                  seconds=time.perf_counter() - started)
+    return Scores(
+        names,
+        values,
+        "direct logit attribution",
+        "magnitude",
+        forwards=len(batch) * len(kinds),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def answer_reader(model, final: Tensor, tokens, foils, n: int) -> tuple[Tensor, Tensor]:
@@ -146,14 +159,20 @@ def _heads(z: Tensor, W_O: Tensor, reader: Tensor) -> Tensor:
     return (z * (reader @ W_O.flatten(0, 1).T).view_as(z)).sum(-1)
 
 
-def _sites(model, units: str, where: Site | None) -> list[str]:
+def _sites(model, units: str, where: Site | None, rest: bool) -> list[str]:
     """What has to be recorded, at the last position."""
-    sites = ["embed", f"x{model.n_layers}"] + ["pos"] * (model.family.pos is not None)
+    sites = [f"x{model.n_layers}"]
+    if rest:
+        sites += ["embed"] + ["pos"] * (model.family.pos is not None)
     for layer in range(model.n_layers):
-        for branch, fine in (("attn", ("heads", "z")), ("mlp", ("neurons", "neurons"))):
-            sites.append(f"{fine[1]}{layer}" if units == fine[0] else f"{branch}{layer}.write")
-            if parts.post_norm(model, layer, branch) is not None:
-                sites.append(f"{branch}{layer}")
+        for branch, split_by, state in (("attn", "heads", "z"), ("mlp", "neurons", "neurons")):
+            if units == split_by:
+                sites.append(f"{state}{layer}")
+            elif rest:
+                sites.append(f"{branch}{layer}.write")
+            inside = where is not None and where.layer == layer and where.kind not in ("x", "mid")
+            if (units == split_by or inside) and parts.post_norm(model, layer, branch) is not None:
+                sites.append(f"{branch}{layer}")  # its scale is needed
     if where is not None:
         sites.append(str(where))
     return list(dict.fromkeys(f"{site}@-1" for site in sites))
@@ -174,8 +193,9 @@ def _branch(where: Site) -> str:
         return "attn"
     if where.kind == "neuron" and where.part == "neurons" and where.index is None:
         return "mlp"
-    raise SiteError(f"units: an SAE at '{where}' writes nothing to the stream by itself; use one of x, mid, attn, mlp, "
-                    "neurons or z")
+    raise SiteError(
+        f"units: an SAE at '{where}' writes nothing to the stream by itself; use one of x, mid, attn, mlp, neurons or z"
+    )
 
 
 def _features(model, sae, name: str, where: Site, cache, reader: Tensor, put) -> None:
@@ -213,5 +233,7 @@ def _units_of(site: Site) -> str:
         return site.sae
     if site.kind in ("attn", "mlp", "embed", "pos"):
         return "blocks"
-    raise SiteError(f"site '{site}' writes nothing by itself; choose heads (L3H5), blocks (attn2, mlp2, embed, pos), "
-                    "neurons (L2N117) or features (saeF7)")
+    raise SiteError(
+        f"site '{site}' writes nothing by itself; choose heads (L3H5), blocks (attn2, mlp2, embed, pos), "
+        "neurons (L2N117) or features (saeF7)"
+    )

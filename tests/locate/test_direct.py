@@ -109,6 +109,22 @@ def test_scores_average_the_split_over_items(model):
     assert len(direct.direct_effects(model, TASK)) == model.n_layers * model.n_heads
 
 
+def test_without_the_rest_the_parts_are_the_same(model):
+    attach(model, "mlp1")
+    for units in ("heads", "neurons", "mine"):
+        whole = direct.split_logit(model, ROWS, TOKENS, FOILS, units)
+        some = direct.split_logit(model, ROWS, TOKENS, FOILS, units, rest=False)
+        assert torch.equal(some.values, torch.stack([whole[name] for name in some.names]))
+        assert len(some.names) < len(whole.names) and torch.equal(some.logits, whole.logits)
+
+
+def test_the_bench_reports_what_it_limits():
+    from mi_course.cli.benches import direct as bench
+
+    found = bench.measure(mi.wrap(random_model("gpt2")), pairs=1)
+    assert set(bench.LIMITS) <= set(found) and found["heads"] == 12 and found["direct_logit_attribution"] > 0
+
+
 def test_the_copying_head_of_compiled_induction_and_nothing_else():
     c = compiled.induction()
     scores = direct.direct_effects(c.wrap(), c.task)

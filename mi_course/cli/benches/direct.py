@@ -14,16 +14,18 @@ def measure(model, pairs: int) -> dict:
     import torch
 
     from mi_course.locate import direct
+    from mi_course.objects import Task
 
     generator = torch.Generator().manual_seed(0)
-    batch = model.tokenize(torch.randint(5, model.n_vocab, (PROMPTS, TOKENS), generator=generator))
-    tokens, foils = torch.randint(5, model.n_vocab, (2, PROMPTS), generator=generator).tolist()
+    ids = torch.randint(5, model.n_vocab, (PROMPTS, TOKENS), generator=generator)
+    targets, foils = torch.randint(5, model.n_vocab, (2, PROMPTS), generator=generator).tolist()
+    batch, task = model.tokenize(ids), Task("random", ids.tolist(), targets, foils=foils)
 
     def plain():
         with torch.no_grad():
             model.hf(batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False)
 
-    cost = alternate(plain, lambda: direct.split_logit(model, batch, tokens, foils, "heads"), pairs)
+    cost = alternate(plain, lambda: direct.direct_effects(model, task), pairs)
     return {
         "heads": model.n_layers * model.n_heads,
         "direct_forward_seconds": cost["plain"],
