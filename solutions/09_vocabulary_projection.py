@@ -15,8 +15,8 @@
 # - let the model read its own states (Patchscopes), contrast layers (DoLa), read a gradient
 #
 # **The claim.** The output's dictionary often fits inner states well enough to see a prediction form (survey, section 3.5). But it assumes that
-# they are written in the output's basis, and it sees only what reaches the output directly. In `lab` that misses the head that matters
-# most.
+# they are written in the output's basis, and it sees only what reaches the output directly. In `lab` it thereby misses the head that matters
+# most for the indirect object.
 
 # %% label="setup"
 import random
@@ -277,13 +277,13 @@ for source, target in (("fr", "de"), ("de", "fr"), ("fr", "en"), ("de", "en")):
 assert tuned[names["en"]][4] < 0.1 < 0.4 < tuned[names["de"]][4] and french_pivot < 0.1
 
 # %% [markdown]
-# 1. The tuned lens reads German at the same layer, and hardly any English. So at $x^4$ the state already tells that the answer is German; it
-#    merely lies closer to the *output direction* of the English word than to that of the German one.
+# 1. The tuned lens reads German at the same layer, and hardly any English. So at $x^4$ the state already tells a trained reader that the answer is
+#    German; it merely lies closer to the *output direction* of the English word than to that of the German one.
 # 2. From German to French, English hardly appears. A model that translated through English would show it in both directions.
 # 3. English can only be the pivot where it is neither source nor target. The last two rows show how much of a third language one sees anyway.
 #
 # Wendler et al. read their own curves in this careful way: a space of concepts, whose output coordinates lie closer to English. The survey
-# turns that into "English as internal pivot confirmed". What would decide it is a model trained on a balanced corpus: its bump should go. No
+# takes the pivot as confirmed (section 5.2.1). What would decide it is a model trained on a balanced corpus: its bump should go. No
 # such model ships with this version of the course, so here the question stays open.
 #
 # ## 5. Who wrote the answer?
@@ -539,7 +539,7 @@ for layer in (3, 4, 5):
     assert change[lists[j]].mean() > others.high
 
 # %% [markdown]
-# Turned up five times, each of the three raises its own words, and not those of other neurons' lists. That is what the projection promised:
+# Turned up five times, each of the three raises its own words, in layer 3 by little, and not those of other neurons' lists. That is what the projection promised:
 # the direct effect. It is also all it promised; for a neuron of layer 0 the way through the layers above can do something else.
 #
 # ## 7. Patchscopes: let the model read
@@ -605,8 +605,8 @@ assert same[1] > 0.7 and same[4] < 0.1 and at_1[4] > 0.5 and other.max() < 0.1 a
 # %% [markdown]
 # The logit lens reads what comes *next*; which word stands *here* it loses at once. The Patchscope recovers it. But look at where the state was put
 # in. At its own layer, as is usual, the curve falls to zero at $x^4$, and one might conclude that the word is gone. Put in at $x^1$, the same
-# states still give it away in seven of ten cases: the heads that repeat a word sit below layer 4, and a state put in above them comes too
-# late. (At $x^0$ it is the other way round: $x^1$ is not where a raw embedding belongs.) So a Patchscope that reads nothing may only say that the *target* could not read. And one that reads
+# states still give it away in seven of ten cases: what repeats a word in the target apparently happens below layer 4, and a state put in above
+# that comes too late. (At $x^0$ it is the other way round: $x^1$ is not where a raw embedding belongs.) So a Patchscope that reads nothing may only say that the *target* could not read. And one that reads
 # something shows that these layers can turn the state into the word, not that the source run does so.
 #
 # ## 8. Contrasting layers
@@ -785,11 +785,11 @@ assert (
 #
 # ## 11. What the survey says, and where it is loose
 # - **Eq. 16 has no final norm**; section 1.
-# - **"Probability" of a weight vector.** The survey applies the softmax to $v_j W_U$ and $f_j W_U$. A static vector is never alone in the stream, so
-#   that is the probability of nothing. Report logits or ranks, with a null; section 6.
-# - **"The prediction decomposes into component outputs"** (section 2.2): the state does, logits do so after the final norm's scale is frozen.
+# - **The softmax of a weight vector.** Eq. 16 invites to take one of $v_j W_U$ and $f_j W_U$ too. A static vector is never alone in the stream, so
+#   that would be the probability of nothing. Report logits or ranks, with a null; section 6.
+# - **Decomposing the prediction** (section 2.2): the last state is a sum of writes; its logits are one only after the final norm's scale is frozen.
 # - **Tuned lens** is cited as an example of projecting states. It is a trained probe and needs held-out text; section 3.
-# - **English as pivot "confirmed"**; section 4.
+# - **English as a pivot** is taken as confirmed; section 4.
 # - The survey says itself that projection is weak where the basis changes with depth and for parts of a layer. Add: it never says so when it fails.
 #
 # ## 12. Papers that use this
