@@ -21,6 +21,7 @@ from . import (
     causal,
     contrast,
     direct,
+    eap,
     gradient,
     integrated_gradients,
     layer_distance,
@@ -133,7 +134,7 @@ def gradient_times_input(model, task: Task, sites) -> Scores:
 
 
 def integrated(baseline: str) -> Callable[..., Scores]:
-    return lambda model, task, sites: integrated_gradients.integrated_gradients(model, task, sites, baseline, steps=8)
+    return lambda model, task, sites: integrated_gradients.integrated_gradients(model, task, sites, baseline, steps=4)
 
 
 def lens_rank(model, task: Task, sites) -> Scores:
@@ -148,6 +149,22 @@ def lens_rank(model, task: Task, sites) -> Scores:
 def direct_effect(model, task: Task, sites) -> Scores:
     """What each write adds directly to the logit difference at the last token."""
     return direct.direct_effects(model, task, sites)
+
+
+def by_sender(run: Callable[..., Scores]) -> Callable[..., Scores]:
+    """An edge method as a score of nodes: the sum of |score| over the edges that leave a head or an FFN."""
+
+    def score(model, task, sites) -> Scores:
+        edges = run(model, task)
+        total: dict[str, float] = {}
+        for edge, value in zip(edges.sites, edges.values, strict=True):
+            sender = edge.partition("->")[0]
+            total[sender] = total.get(sender, 0.0) + abs(float(value))
+        values = [total[str(site).removesuffix(".z")] for site in sites]
+        return Scores(sites, values, f"{edges.method}, by sender", "magnitude", forwards=edges.forwards,
+                      backwards=edges.backwards, seconds=edges.seconds)  # fmt: skip
+
+    return score
 
 
 UNITS = ("heads", "ffns", "neurons")
@@ -168,7 +185,9 @@ LOCALIZERS: dict[str, Localizer] = {
     "attribution patching back": Localizer("gradient", attribution("denoising")),
     "IG of patching": Localizer("gradient", integrated("twin")),
     "parameter saliency": Localizer("gradient", parameter_saliency, UNITS),
-    "probe": Localizer("probing", probe_accuracy),
+    "probe": Localizer("probing", probe_accuracy, ("heads", "ffns", "states")),  # of one neuron: detector AUROC
     "direct effect": Localizer("projection", direct_effect, UNITS),
+    "EAP": Localizer("circuits", by_sender(eap.eap), ("heads", "ffns")),
+    "EAP-IG": Localizer("circuits", by_sender(eap.eap_ig), ("heads", "ffns")),
     "lens rank": Localizer("projection", lens_rank, ("heads", "ffns", "states")),
 }
