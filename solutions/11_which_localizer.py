@@ -24,15 +24,17 @@ import math
 import numpy as np
 import torch
 
+from matplotlib.figure import Figure
+
 import mi_course as mi
 from mi_course import world
 from mi_course.evaluate import localizers as judge
 from mi_course.locate import attention_mass, causal
-from mi_course.locate.registry import LOCALIZERS, suited
-from mi_course.objects import Scores
-from mi_course.teach import Question, bars, check, heatmap, quiz, show
+from mi_course.locate.registry import LOCALIZERS
+from mi_course.teach import Question, check, heatmap, quiz, show
+from mi_course.teach.plots import Table
 from mi_course.world import compiled, scoreboard
-from mi_course.world.exhaustive import MAIN, exhaustive, standard_errors
+from mi_course.world.exhaustive import MAIN, TASKS, exhaustive, standard_errors
 from mi_course.world.installed_tasks import answer_key, behaving, candidates, installed, installed_task
 
 torch.manual_seed(0)
@@ -40,8 +42,8 @@ model = mi.load()
 print(len(LOCALIZERS), "localizers:", ", ".join(LOCALIZERS))
 
 # %% [markdown]
-# A **localizer** is a function of a model, a task and a list of sites that returns one number per site. The table above has one entry per
-# method, in the survey's six families. To judge a ranking one needs the truth, and this course has three kinds:
+# A **localizer** is a function of a model, a task and a list of sites that returns one number per site. The names printed above are one
+# function each, in the survey's six families. To judge a ranking one needs the truth, and this course has three kinds:
 #
 # | tier | where the truth comes from | what it can say |
 # |---|---|---|
@@ -71,13 +73,15 @@ assert before < -5 and after > 5 and set(key) < set(sites)
 
 # %% label="three" tags=["nbval-check-output"]
 with behaving(name, model):
-    found = {m: judge.scored(LOCALIZERS[m].run, model, task, sites, m) for m in
-             ("norm", "zero ablation", "gradient x input")}
+    found = {
+        m: judge.scored(LOCALIZERS[m].run, model, task, sites, m)
+        for m in ("norm", "zero ablation", "gradient x input")
+    }
 for m, scores in found.items():
     print(f"{m:18} first: {'  '.join(f'{s} {scores[s]:+.2f}' for s in scores.top(5))}")
 
 # %% [markdown]
-# Each names other heads first. A number should say how good a ranking is. Take one true and one false site at random: the probability that
+# They do not agree, and the numbers have different units. One number should say how good a ranking is. Take one true and one false site at random: the probability that
 # the true one is ranked higher is called **AUROC**. A tie counts half, so a method that says the same of all sites gets 0.5, as does one
 # that guesses.
 
@@ -111,7 +115,7 @@ auroc = check("localizers.auroc", auroc)
 
 # %%
 def recall_at_k(importance, is_true):
-    """(recall, chance), two floats in 0 ... 1; k = number of true sites; ties at the k-th place share what is left."""
+    """(recall, chance), two floats in 0 ... 1, with k = number of true sites and ties shared."""
     ### BEGIN SOLUTION
     k = int(is_true.sum())
     bar = importance.sort(descending=True).values[k - 1]
@@ -151,7 +155,7 @@ for m, scores in found.items():
 
 # %%
 def null_band(n, k, draws=1000, seed=0):
-    """(low, high): mean -+ 2 standard deviations of the AUROC of random rankings of n sites, k of them true."""
+    """(low, high): mean -+ 2 s.d. of the AUROC of random rankings of n sites, k of them true."""
     ### BEGIN SOLUTION
     generator = torch.Generator().manual_seed(seed)
     is_true = torch.arange(n) < k
@@ -170,8 +174,8 @@ for n, k, what in ((24, 2, "heads, two true"), (6, 1, "FFNs, one true"), (3072, 
 assert null_band(6, 1)[1] > 1
 
 # %% [markdown]
-# Remember the middle line: among six FFNs **no** AUROC of a single case leaves the band. One needs several behaviours, placements and
-# prompt seeds. The scoreboard has nine installed behaviours, two or three of each kind in different places, and three seeds.
+# Remember the middle line: among six FFNs **no** AUROC of a single case leaves the band. One needs several behaviours, placements and prompt seeds.
+# The course has nine installed behaviours, four in heads, two in FFNs, two in neurons and one in a direction, in different layers.
 #
 # ## 3. Two ways to ask for what was installed
 # `lab` needs many heads to answer at all, installed or not. So there are two scores: of the installed model **alone**, and of the
@@ -188,12 +192,12 @@ for m in found:
 # %% [markdown]
 # The norm, worst alone, is perfect in the difference. That is no merit. What was trained changed its output; everything else kept its weights.
 # Any comparison of the two models' weights does as well, and nobody has the model "before" of a behaviour that grew with all others. So read
-# the first column when you ask "would this method have found it?", and the second to see what a method says about the installed part
-# once the rest is taken away; for methods that only measure size the second column is void.
+# "alone" when you ask "would this method have found it?", and the difference to see what a method says about the installed
+# part once the rest is taken away; for methods that only measure size the difference is void.
 #
 # ## 4. A model without a key
-# For what `lab` learned freely there is no key. But it is small: every head, FFN and neuron, and every edge, was ablated by itself, on 10 to 19
-# behaviours (`world.exhaustive`). That map is the reference for what is cheaper. How to compare two rankings? By the correlation of their
+# For what `lab` learned freely there is no key. But it is small: every head, FFN and neuron, and every edge, was ablated by itself, on ten behaviours and more
+# (`world.exhaustive`). That map is the reference for what is cheaper. How to compare two rankings? By the correlation of their
 # ranks, which asks only for the same order.
 
 # %% [markdown] exercise="localizers.spearman" difficulty=2 minutes=8
@@ -205,6 +209,7 @@ for m in found:
 # %%
 def spearman(a, b):
     """Rank correlation of a [n] and b [n], -1 ... 1; tied numbers share their mean rank."""
+
     ### BEGIN SOLUTION
     def ranks(x):
         return (x[None] < x[:, None]).sum(1) + ((x[None] == x[:, None]).sum(1) - 1) / 2
@@ -220,6 +225,7 @@ spearman = check("localizers.spearman", spearman)
 # First: how well does the map agree with *itself*? Zero ablation of heads on other prompts of the same task is the ceiling for all methods. And
 # the map has three versions, since "without this head" can mean three things: it writes zero, its mean, or what it writes on another prompt of
 # the task (resample).
+
 
 # %% label="ceiling" tags=["nbval-check-output"]
 def size_of(scores):
@@ -240,8 +246,10 @@ for objects in ("heads", "ffns", "edges"):
     for a, b in (("zero", "mean"), ("zero", "resample"), ("mean", "resample")):
         pairs = [(exhaustive(t, objects, a), exhaustive(t, objects, b)) for t in MAIN]
         agree[objects, a, b] = np.mean([x.spearman(y) for x, y in pairs])
-    print(f"{objects:6} zero-mean {agree[objects, 'zero', 'mean']:.2f}  zero-resample "
-          f"{agree[objects, 'zero', 'resample']:.2f}  mean-resample {agree[objects, 'mean', 'resample']:.2f}")
+    print(
+        f"{objects:6} zero-mean {agree[objects, 'zero', 'mean']:.2f}  zero-resample "
+        f"{agree[objects, 'zero', 'resample']:.2f}  mean-resample {agree[objects, 'mean', 'resample']:.2f}"
+    )
 assert 0.5 < ceiling < 0.95 and len(top) >= 4
 assert agree["heads", "zero", "resample"] < 0.7 < 0.85 < agree["ffns", "zero", "resample"]
 
@@ -285,8 +293,21 @@ my_localizer = check("localizers.my_localizer", my_localizer)
 
 # %% label="traps"
 TRAPS = ("lookup", "induction", "cancelling", "constant_bias", "backup", "saturated", "and_gate", "or_gate")
-TRIED = ("norm", "mean difference", "probe", "direct effect", "gradient x input", "integrated gradients",
-         "attribution patching", "EAP", "zero ablation", "mean ablation", "noising", "denoising", "yours")
+TRIED = (
+    "norm",
+    "mean difference",
+    "probe",
+    "direct effect",
+    "gradient x input",
+    "integrated gradients",
+    "attribution patching",
+    "EAP",
+    "zero ablation",
+    "mean ablation",
+    "noising",
+    "denoising",
+    "yours",
+)
 table = np.zeros((len(TRIED), len(TRAPS)))
 for column, trap in enumerate(TRAPS):
     known = getattr(compiled, trap)()
@@ -298,15 +319,26 @@ for column, trap in enumerate(TRAPS):
         truth = torch.tensor([h.removesuffix(".z") in known.answer for h in heads])
         table[row, column] = auroc(size_of(scores).round(decimals=5), truth)
 picture = heatmap(table[::-1], rows=TRIED[::-1], columns=[t.replace("_", "\n") for t in TRAPS], unit="AUROC")
-show(picture, alt="Grid of AUROC for 13 localizers on 8 hand-made models. Only the column lookup is right for nearly all; "
-     "every method has at least one column at 0.75 or below.",
-     reading="Rows are methods, columns are traps; 1.00 finds the known heads, 0.50 is guessing.")  # fmt: skip
+show(
+    picture,
+    alt="Grid of AUROC for 13 localizers on 8 hand-made models. Only the column lookup is right for "
+    "nearly all; "
+    "every method has at least one column at 0.75 or below.",
+    reading="Rows are methods, columns are traps; 1.00 finds the known heads, 0.50 is guessing.",
+)
 score = dict(zip(TRIED, table))
 failed = {m: [t for t, v in zip(TRAPS, score[m]) if v < 1] for m in TRIED}
 assert all(failed.values())  # nobody is right everywhere
 assert score["norm"][TRAPS.index("cancelling")] < 0.9 and score["noising"][TRAPS.index("or_gate")] <= 0.5
-assert score["denoising"][TRAPS.index("and_gate")] <= 0.5 and score["zero ablation"][TRAPS.index("backup")] <= 0.5
-print("fewest traps:", *[f"{m}: {', '.join(failed[m])}" for m in sorted(TRIED, key=lambda m: len(failed[m]))[:4]], sep="\n  ")
+assert (
+    score["denoising"][TRAPS.index("and_gate")] <= 0.5
+    and score["zero ablation"][TRAPS.index("backup")] <= 0.5
+)
+print(
+    "fewest traps:",
+    *[f"{m}: {', '.join(failed[m])}" for m in sorted(TRIED, key=lambda m: len(failed[m]))[:4]],
+    sep="\n  ",
+)
 
 # %% [markdown]
 # No method is right in all columns, and the failures are not random. Noising misses what either head can do alone (`or gate`), denoising misses
@@ -314,7 +346,7 @@ print("fewest traps:", *[f"{m}: {', '.join(failed[m])}" for m in sorted(TRIED, k
 # exact ablation, and sizes see neither cancelling nor what is merely constant.
 #
 # ## 6. The scoreboard
-# Now the trained model: every method of the course, nine installed behaviours and six free ones, three prompt seeds. It took about half an hour of
+# Now the trained model: every method of the course, nine installed behaviours and six free ones, three prompt seeds. That takes tens of minutes of
 # one core, so the rows are stored; `mi-course benchmark localizers` prints them, and `--fn mine.py:name` runs a function of yours and puts it
 # among them. Some of them again, here, to see that they are what they claim:
 
@@ -325,13 +357,15 @@ for m in ("norm", "gradient x input", "zero ablation"):
     live = [*scoreboard.t1(LOCALIZERS[m].run, m, (0,), ("refusal-b", "bias-b"), model)]
     live += scoreboard.t2(LOCALIZERS[m].run, m, (0,), ("heads",), ("facts",), model)
     for new in live:
-        (old,) = [r for r in rows if all(r[k] == new[k] for k in ("tier", "localizer", "objects", "task", "seed"))]
+        (old,) = [
+            r for r in rows if all(r[k] == new[k] for k in ("tier", "localizer", "objects", "task", "seed"))
+        ]
         for measure in scoreboard.MEASURES[new["tier"]]:
             checked += 1
             assert abs(old[measure] - new[measure]) < 0.02, (m, new["task"], measure)
 print(len(rows), "rows stored;", checked, "numbers computed again and found the same")
 
-# %% label="board"
+# %% label="board" tags=["nbval-ignore-output"]
 summary = scoreboard.summary(rows)
 
 
@@ -339,42 +373,125 @@ def line(m, tier, objects):
     return next((l for l in summary if (l["localizer"], l["tier"], l["objects"]) == (m, tier, objects)), None)
 
 
-def grid(tier, measure, kinds):
-    lines = [[line(m, tier, k) for k in kinds] for m in LOCALIZERS]
-    return np.array([[math.nan if l is None else l[measure] for l in row] for row in lines])
+KINDS = ("heads", "ffns", "neurons")
+PLACES = {"heads": 4, "ffns": 2, "neurons": 2}  # installed behaviours of each kind; free ones are six
+marks = {}
+for tier, measure in (("T1", "auroc_alone"), ("T1", "auroc"), ("T2", "spearman")):
+    for kind in KINDS:
+        marks[measure, kind] = [line(m, tier, kind) for m in LOCALIZERS]
 
 
-kinds1, kinds2 = ("heads", "ffns", "neurons"), ("heads", "ffns", "neurons")
-both = np.concatenate([grid("T1", "auroc_alone", kinds1), grid("T1", "auroc", kinds1), grid("T2", "spearman", kinds2)], 1)
-columns = [f"{k}\n{t}" for t in ("alone", "minus base", "map") for k in kinds1]
-picture = heatmap(both[::-1], rows=list(LOCALIZERS)[::-1], columns=columns)
-show(picture, alt="Grid of marks: rows are localizers, columns are heads, FFNs and neurons on installed behaviours alone, on "
-     "installed minus base, and against the exhaustive map. No row is best in all columns.",
-     reading="Left three columns: AUROC on the installed model alone; middle: installed minus base; right: rank correlation "
-     "with zero ablation. Empty: the method does not apply, or is the reference.")  # fmt: skip
+def luck(measure, kind):
+    """Mean and 2 standard deviations of the mean mark of random rankings."""
+    if measure == "spearman":
+        n = {"heads": 24, "ffns": 6, "neurons": 3072}[kind]
+        return 0.0, 2 / math.sqrt((n - 1) * len(scoreboard.T2_TASKS))
+    n, k = {"heads": (24, 2), "ffns": (6, 1), "neurons": (3072, 4)}[kind]
+    return 0.5, 2 * math.sqrt((n + 1) / (12 * k * (n - k)) / PLACES[kind])
+
+
+cells, shade, strong = [], [], []
+for i, m in enumerate(LOCALIZERS):
+    values = [lines[i] and lines[i][measure] for (measure, _), lines in marks.items()]
+    errors = [lines[i] and lines[i][f"{measure}_error"] for (measure, _), lines in marks.items()]
+    bests = [max(l[measure] for l in lines if l) for (measure, _), lines in marks.items()]
+    cost = line(m, "T2", "heads")
+    cells.append(["" if v is None else f"{v:.2f} ± {e:.2f}" for v, e in zip(values, errors)])
+    cells[-1].append(f"{cost['forwards'] + 2 * cost['backwards']:.0f}")
+    shade.append([v or 0 for v in values] + [0])
+    strong.append([v is not None and v > best - 0.005 for v, best in zip(values, bests)] + [False])
+cells.append(["{:.2f} ± {:.2f}".format(*luck(*key)) for key in marks] + [""])
+names = {"auroc_alone": "alone", "auroc": "minus base", "spearman": "map"}
+Table(
+    cells,
+    [*LOCALIZERS, "luck (2 s.d.)"],
+    [f"{kind} {names[measure]}" for measure, kind in marks] + ["passes, heads"],
+    caption="AUROC on installed behaviours (alone; installed minus base) and rank correlation with the "
+    "map, with "
+    "standard errors; bold: best of the column; empty: does not apply, or is the reference",
+    shade=[*shade, [0] * (len(marks) + 1)],
+    strong=[*strong, [False] * (len(marks) + 1)],
+)
 
 # %% [markdown]
-# Read it by column, since the column is your question.
-#
-# - **Installed behaviours.** Gradient x input, one forward and one backward pass, finds nearly all of what was installed, at least as well as exact
-#   ablation. Installed units are steep and near-linear; a compiled trap such as `saturated` is where it would lose.
-# - **Free behaviours, heads and neurons.** It comes near the ceiling there as well.
-# - **Free behaviours, FFNs.** It fails: an FFN is large and not linear in its output's absence, and here integrated gradients, or simply the norm, are
-#   needed. (Loud FFNs are important ones in this model; loud heads are not.)
-# - **Patching and its estimates** agree with the zero-ablation map less, whatever they cost. They answer another question: what differs from the twin?
-# - **Probes, detectors, attention mass** measure what can be read or where a head looks. Their marks are those of a first screen, or of chance.
+# Read it by column, since the column is your question. Some of its numbers, and one more question: how far do estimates agree with the exact
+# method that they estimate, on the same prompts?
+
+# %% label="readings" tags=["nbval-check-output"]
+for m in (
+    "gradient x input",
+    "integrated gradients",
+    "attribution patching",
+    "noising",
+    "EAP",
+    "norm",
+    "probe",
+):
+    marks = [
+        line(m, t, k)[x]
+        for t, k, x in (
+            ("T1", "heads", "auroc_alone"),
+            ("T1", "ffns", "auroc_alone"),
+            ("T2", "heads", "spearman"),
+            ("T2", "ffns", "spearman"),
+        )
+    ]
+    print(
+        f"{m:22} installed: heads {marks[0]:.2f}, FFNs {marks[1]:.2f}    "
+        f"map: heads {marks[2]:+.2f}, FFNs {marks[3]:+.2f}"
+    )
+print("installed neurons, minus base, recall@k:", end=" ")
+recalls = {m: line(m, "T1", "neurons")["recall"] for m in ("zero ablation", "gradient x input", "norm")}
+print(*[f"{m} {recall:.2f}" for m, recall in recalls.items()], sep=", ")
+estimates = {
+    "gradient x input": "zero ablation",
+    "integrated gradients": "zero ablation",
+    "attribution patching": "noising",
+    "EAP": "noising",
+}
+own = {m: [] for m in estimates}
+heads = causal.heads(model)
+for t in scoreboard.T2_TASKS:
+    task = world.task(t, "test", 32, seed=1)
+    sizes = {
+        m: size_of(judge.scored(LOCALIZERS[m].run, model, task, heads, m))
+        for m in {*estimates, *estimates.values()}
+    }
+    for m, exact in estimates.items():
+        own[m].append(spearman(sizes[m], sizes[exact]))
+for m, exact in estimates.items():
+    print(f"{m:22} against exact {exact:14} {np.mean(own[m]):.2f}")
+T2 = {m: line(m, "T2", "heads")["spearman"] for m in LOCALIZERS if line(m, "T2", "heads")}
+assert np.mean(own["attribution patching"]) > T2["attribution patching"] + 0.2
+assert line("gradient x input", "T2", "ffns")["spearman"] < 0.5 < line("norm", "T2", "ffns")["spearman"]
+
+# %% [markdown]
+# - **Installed behaviours.** Gradient x input, one forward and one backward pass, finds nearly all of what was installed, as well as exact
+#   ablation does. Installed units are steep and nearly linear; in the compiled `saturated` it loses. For FFNs the band of luck is as wide as the
+#   scale: those columns rank nobody. For neurons nearly all methods get 1.00, since trained neurons are louder than 3,000 others; recall is stricter. It
+#   asks for the 4 or 5 neurons that are *used* among the 24 that were trained, and zero ablation finds a third: neurons of later layers, which
+#   were not trained but speak the answer, have larger effects.
+# - **Free behaviours, heads and neurons.** It is the best of the cheap methods there as well, somewhat below the ceiling.
+# - **Free behaviours, FFNs.** It fails. Taking a whole FFN away is no small step, and F is far from linear on the way. Integrated gradients, which
+#   walk the way in steps, are nearly exact; even the norm is good. (Loud FFNs are important ones in this model; loud heads are not.)
+# - **Patching and its estimates** agree with each other and little with the zero-ablation map of heads, exact or not. They answer another question:
+#   what differs from the twin? For sycophancy, no twin of equal length has the old answer (everyone agrees with a true claim), so there is
+#   little for an exchange to find, and their marks on installed heads suffer.
+# - **Probes, detectors, attention mass** measure what can be read, or where a head looks. Against the map their marks are near chance.
 #
 # ### Accuracy against cost
 # Cost in forward passes per prompt, a backward pass counted as two. Exact methods pay per site, so for the 3,072 neurons of `lab` zero ablation costs
 # more than a thousand passes; the others score all sites at once.
 
 # %% label="cost"
-from matplotlib.figure import Figure
-
 figure = Figure(figsize=(7, 3.6), layout="constrained")
 axes = figure.subplots(1, 2, sharey=False)
-colours = dict(zip(("magnitude", "causal", "gradient", "probing", "projection", "circuits"),
-                   ("#E69F00", "#000000", "#0072B2", "#CC79A7", "#009E73", "#D55E00")))
+colours = dict(
+    zip(
+        ("magnitude", "causal", "gradient", "probing", "projection", "circuits"),
+        ("#E69F00", "#000000", "#0072B2", "#CC79A7", "#009E73", "#D55E00"),
+    )
+)
 passes, accuracy = {}, {}
 for ax, (tier, measure) in zip(axes, (("T1", "auroc_alone"), ("T2", "spearman"))):
     for m, one in LOCALIZERS.items():
@@ -382,21 +499,43 @@ for ax, (tier, measure) in zip(axes, (("T1", "auroc_alone"), ("T2", "spearman"))
             continue
         passes[m] = l["forwards"] + 2 * l["backwards"]
         accuracy[m, tier] = l[measure]
-        ax.errorbar(passes[m], l[measure], l[f"{measure}_error"], fmt="o", ms=4, color=colours[one.family], lw=0.8)
-    ax.set(xscale="log", xlabel="forward passes per prompt", title=f"{tier}, heads", ylabel=measure.replace("_", " "))
-    ax.axhline(0.5 if tier == "T1" else 0, color="grey", lw=0.8, ls=":")
+        ax.errorbar(
+            passes[m], l[measure], l[f"{measure}_error"], fmt="o", ms=4, color=colours[one.family], lw=0.8
+        )
+    ax.set(
+        xscale="log",
+        xlabel="forward passes per prompt",
+        title=f"{tier}, heads",
+        ylabel="AUROC, installed model alone" if tier == "T1" else "rank correlation with the map",
+    )
+    for m in ("zero ablation", "gradient x input", "integrated gradients", "noising", "norm"):
+        left, low = m == "integrated gradients", m == "zero ablation" and tier == "T1"
+        place = {"xytext": (-5 if left else 5, -10 if low or left else 3), "ha": "right" if left else "left"}
+        ax.annotate(m, (passes[m], accuracy[m, tier]), textcoords="offset points", fontsize=7, **place)
 handles = [axes[0].plot([], [], "o", ms=4, color=c)[0] for c in colours.values()]
 axes[1].legend(handles, list(colours), fontsize=7, loc="lower right")
-show(figure, alt="Two scatter plots of accuracy against cost for heads. On installed behaviours the points at two to three passes reach as "
-     "high as those at eleven and more; on free behaviours exact zero ablation is highest and gradient methods are close.",
-     reading="One point per method, with the standard error over placements (left) or tasks (right). Dotted: chance.")  # fmt: skip
+show(
+    figure,
+    alt="Two scatter plots of accuracy against cost for heads. On installed behaviours the "
+    "points at two to three passes reach as high as those at eleven and "
+    "more; on free behaviours exact zero ablation "
+    "is highest and two gradient methods come next.",
+    reading="One point per method, with the standard error over placements (left) or tasks (right). "
+    "Dotted: chance.",
+)
 cheap = [m for m in passes if passes[m] <= 3.5]
 best = max(cheap, key=lambda m: accuracy[m, "T2"])
-print(f"best at no more than 3.5 passes, T2 heads: {best} ({accuracy[best, 'T2']:.2f}); zero ablation on other prompts "
-      f"({passes['zero ablation']:.0f} passes): {accuracy['zero ablation', 'T2']:.2f}")
+print(
+    f"best at no more than 3.5 passes, T2 heads: {best} ({accuracy[best, 'T2']:.2f}); "
+    f"zero ablation on other prompts "
+    f"({passes['zero ablation']:.0f} passes): {accuracy['zero ablation', 'T2']:.2f}"
+)
 seeds = [line(m, "T1", "heads")["auroc_alone_spread"] for m in passes if line(m, "T1", "heads")]
 errors = [line(m, "T1", "heads")["auroc_alone_error"] for m in passes if line(m, "T1", "heads")]
-print(f"T1 heads: prompt seeds move a method's AUROC by {np.mean(seeds):.3f}, placements by {np.mean(errors) * 2:.3f} (s.d.)")
+print(
+    f"T1 heads: prompt seeds move a method's AUROC by {np.mean(seeds):.3f}, "
+    f"placements by {np.mean(errors) * 2:.3f} (s.d.)"
+)
 assert best == "gradient x input" and np.mean(seeds) < 2 * np.mean(errors)
 
 # %% [markdown]
@@ -408,8 +547,13 @@ assert best == "gradient x input" and np.mean(seeds) < 2 * np.mean(errors)
 # %% label="hard" tags=["nbval-check-output"]
 cases = {}
 for row in rows:
-    if row["forwards"] / row["prompts"] + 2 * row["backwards"] / row["prompts"] <= 3.5 and row["tier"] == "T2":
-        cases.setdefault((row["task"], row["objects"]), {}).setdefault(row["localizer"], []).append(row["spearman"])
+    if (
+        row["forwards"] / row["prompts"] + 2 * row["backwards"] / row["prompts"] <= 3.5
+        and row["tier"] == "T2"
+    ):
+        cases.setdefault((row["task"], row["objects"]), {}).setdefault(row["localizer"], []).append(
+            row["spearman"]
+        )
 hardest = []
 for case, methods in cases.items():
     means = {m: np.mean(v) for m, v in methods.items()}
@@ -420,8 +564,9 @@ for value, task_name, objects, winner in sorted(hardest)[:4]:
 assert sorted(hardest)[0][0] < 0.75
 
 # %% [markdown]
-# And on hand-made models there are cases where cheap and single-site exact methods all fail: `backup` above. Only removing both heads together
-# shows it (chapter 06).
+# A fact is spread over many heads and neurons with small effects, and no cheap method orders them well, though exact ablation on other prompts does
+# not reach more than 0.75 there either (section 4). On hand-made models there is a case where cheap and single-site exact methods all fail:
+# `backup` above. Only removing both heads together shows it (chapter 06).
 #
 # ## 7. Several methods together
 # The survey's section 6 complains that most work rests on a single localizer, and hopes that combining helps. The numbers of different methods have
@@ -436,6 +581,7 @@ assert sorted(hardest)[0][0] < 0.75
 # %%
 def consensus(scores):
     """Mean over methods of each site's rank, 0 (last) ... 1 (first): list of [n] -> [n]."""
+
     ### BEGIN SOLUTION
     def ranks(x):
         return (x[None] < x[:, None]).sum(1) + ((x[None] == x[:, None]).sum(1) - 1) / 2
@@ -453,7 +599,6 @@ consensus = check("localizers.consensus", consensus)
 
 # %% label="together"
 COMMITTEE = ("norm", "gradient x input", "attribution patching", "probe", "direct effect", "EAP")
-heads = causal.heads(model)
 
 
 def with_consensus(model, task):
@@ -479,15 +624,29 @@ for behaviour in [b for b in installed() if scoreboard.kind_of(b) == "heads"]:
         planted[m].append(auroc(size, truth))
 print(f"{'':22} free (rank correlation)   installed (AUROC)")
 for m in free:
-    print(f"{m:22} {np.mean(free[m]):.2f} +- {np.std(free[m], ddof=1) / 6**0.5:.2f}              "
-          f"{np.mean(planted[m]):.2f} +- {np.std(planted[m], ddof=1) / 4**0.5:.2f}")
+    print(
+        f"{m:22} {np.mean(free[m]):.2f} +- {np.std(free[m], ddof=1) / 6**0.5:.2f}              "
+        f"{np.mean(planted[m]):.2f} +- {np.std(planted[m], ddof=1) / 4**0.5:.2f}"
+    )
 best_free, best_planted = (max(COMMITTEE, key=lambda m: np.mean(d[m])) for d in (free, planted))
 beats = sum(np.mean(free["consensus"]) > np.mean(free[m]) for m in COMMITTEE)
-print(f"the consensus beats {beats} of {len(COMMITTEE)} members on free behaviours; the best member is {best_free}")
-picture = heatmap(np.mean(pairs, axis=0), rows=COMMITTEE, columns=[m.replace(" ", "\n") for m in COMMITTEE], unit="rank correlation")
-show(picture, alt="Grid of mean rank correlations between six localizers over heads. Methods that rest on gradients of patching agree "
-     "with each other; the norm and the probe agree with hardly anyone.",
-     reading="How far two methods rank the heads alike, mean of six tasks.")  # fmt: skip
+print(
+    f"the consensus beats {beats} of {len(COMMITTEE)} members on free behaviours; "
+    f"the best member is {best_free}"
+)
+picture = heatmap(
+    np.mean(pairs, axis=0),
+    rows=COMMITTEE,
+    columns=COMMITTEE,
+    unit="rank correlation",
+)
+show(
+    picture,
+    alt="Grid of mean rank correlations between six localizers over heads. Methods that rest on "
+    "gradients of patching agree "
+    "with each other; the norm and the probe agree with hardly anyone.",
+    reading="How far two methods rank the heads alike, mean of six tasks.",
+)
 assert np.mean(free["consensus"]) > np.mean([np.mean(free[m]) for m in COMMITTEE])
 assert np.mean(free["consensus"]) < np.mean(free[best_free])
 
@@ -523,17 +682,18 @@ within_top = np.mean([overlap(top5[r, 0], top5[r, 1]) for r in relations])
 across_top = np.mean([overlap(top5[a, 0], top5[b, 1]) for a, b in itertools.permutations(relations, 2)])
 print(f"rank correlation: same relation {within:.2f}, other relation {across:.2f}")
 print(f"top 5, intersection over union: same relation {within_top:.2f}, other relation {across_top:.2f}")
-assert within > across > 0.2
+assert within > across > within - 0.3
 
 # %% [markdown]
+# For templates the doubt is not confirmed here: another relation ranks the heads nearly as alike as other prompts of the same relation do, and the
+# five most important heads are as often the same. One has to know the control to see it: 0.60 alone would look like poor transfer.
+#
 # Now another model. `lab-llama` learned the same world with another architecture. Heads have no counterpart by number, so match by layer: how much
 # the heads of a layer matter together, and its FFN: a profile of 12 numbers per task. If profiles of one task agree between the models, is that
 # because of the task? The control is *another* task in the other model.
 
+
 # %% label="models" tags=["nbval-check-output"]
-from mi_course.world.exhaustive import TASKS
-
-
 def profile(t, which):
     h, f = (size_of(exhaustive(t, objects, "zero", which)) for objects in ("heads", "ffns"))
     return torch.cat([h.view(len(f), -1).sum(1), f])
@@ -542,7 +702,9 @@ def profile(t, which):
 lab, llama = ({t: profile(t, which) for t in TASKS} for which in ("lab", "lab-llama"))
 match = np.array([[spearman(lab[a], llama[b]) for b in TASKS] for a in TASKS])
 same, other = match.diagonal().mean(), match[~np.eye(len(TASKS), dtype=bool)].mean()
-by_number = np.mean([exhaustive(t, "heads", "zero").spearman(exhaustive(t, "heads", "zero", "lab-llama")) for t in TASKS])
+by_number = np.mean(
+    [exhaustive(t, "heads", "zero").spearman(exhaustive(t, "heads", "zero", "lab-llama")) for t in TASKS]
+)
 print(f"layer profiles between the models: same task {same:.2f}, another task {other:.2f}")
 print(f"single heads by number: {by_number:.2f}")
 print("by function: how much attention goes to the token after an earlier copy (prefix matching), on copying")
@@ -552,7 +714,10 @@ for which in (model, mi.load("lab-llama")):
     effect = exhaustive("copying", "heads", "zero", which)
     first = matching.top(1)[0]
     rank = effect.top(len(effect)).index(f"{first}.z") + 1
-    print(f"  {which.name:10} strongest head {first} ({matching[first]:.2f}); rank of its ablation effect: {rank} of {len(effect)}")
+    print(
+        f"  {which.name:10} strongest head {first} ({matching[first]:.2f}); "
+        f"rank of its ablation effect: {rank} of {len(effect)}"
+    )
 assert same - other < 0.25 and abs(by_number) < 0.4
 
 # %% [markdown]
@@ -589,16 +754,23 @@ sweep_forwards = check("localizers.sweep_forwards", sweep_forwards)
 # %% label="seven" tags=["nbval-check-output"]
 sweep = causal.ablate_each(model, facts, heads)
 counted, expected = sweep.forwards / len(facts), sweep_forwards(model.n_layers, model.n_heads)
-print(f"lab, heads: counted {counted:.1f} forwards per prompt, formula {expected:.1f}, without the short cut {1 + len(heads)}")
+print(
+    f"lab, heads: counted {counted:.1f} forwards per prompt, formula {expected:.1f}, "
+    f"without the short cut {1 + len(heads)}"
+)
 L, H, N, PARAMETERS, TOKENS, PROMPTS, SPEED = 32, 32, 11_008, 6.7e9, 20, 64, 2e14
 
 
 def edge_forwards(L, H):
-    """Edges that end in block l: (3 H + 1) receivers, each with 1 + l (H + 1) senders (and the FFN reads H heads more)."""
+    """Edges into block l: 3 H + 1 receivers with 1 + l (H + 1) senders each; the FFN reads H heads more."""
     ends = [(3 * H + 1) * (1 + l * (H + 1)) + H for l in range(L)]
-    return 1 + sum(n * (L - l) / L for l, n in enumerate(ends)) + 1 + L * (H + 1)
+    assert (L, H) != (6, 4) or sum(ends) + 1 + L * (H + 1) == len(
+        exhaustive("facts", "edges")
+    )  # the last: to the logits
+    return 1 + sum(n * (L - l) / L for l, n in enumerate(ends))
 
 
+edge_forwards(model.n_layers, model.n_heads)
 steps = 5
 plan = {
     "gradient x input, all objects": (1, 1),
@@ -618,9 +790,10 @@ print(f"exact edges cost {exact_edges / hours['EAP, all edges']:,.0f} times what
 assert abs(counted - expected) < 0.6 and exact_edges > 1000 * hours["EAP, all edges"]
 
 # %% [markdown]
-# So on a 7 B model exact heads are cheap, exact neurons take hours and exact edges take days, for one task; that is the range in which the survey
-# speaks of infeasible search. The estimate leaves out memory traffic, unembedding and attention over tokens, and assumes full batches. The order
-# of things does not depend on them. A working plan follows: screen with a gradient, then ablate the shortlist exactly.
+# So on a 7 B model exact heads cost less than a minute, exact neurons four hours, and exact edges half a day, for one task of 64 short prompts.
+# "Infeasible", as section 6 of the survey has it, begins with several tasks, positions, pairs of objects or larger models: edges grow with the square
+# of the number of heads. The estimate leaves out memory traffic, unembedding and attention over tokens, and assumes full batches, so real times
+# are longer; the order of things stays. A working plan follows: screen with a gradient, then ablate the shortlist exactly.
 #
 # ## 10. What the survey says, and where it is loose
 # - It calls causal methods the gold standard (section 3.2). Section 4 above: three exact ablations disagree, and single ones miss backups. The
@@ -633,8 +806,8 @@ assert abs(counted - expected) < 0.6 and exact_edges > 1000 * hours["EAP, all ed
 # - Finding where a fact sits need not tell where to edit it [@hase2023localization]. Chapter 13 returns to that.
 #
 # ## 11. Papers that compare localizers
-# - best practices for patching, metrics and corruptions: [@zhang2023towards]; attribution patching and its failures: [@atpstar2403.00745]
-# - EAP against exact edges: [@syedetal2024attribution]; integrated gradients in circuits: [@hanna2024have]; ACDC: [@conmy2023automated]
+# - best practices for patching, metrics and corruptions: [@zhang2023best]; attribution patching and its failures: [@kramar2024atp]
+# - EAP against exact edges: [@syed2024attribution]; integrated gradients in circuits: [@hanna2024faith]; ACDC: [@conmy2023automated]
 # - causal tracing of facts: [@meng2022ccs]; a benchmark of circuit and variable localization: [@mueller2025mib]
 #
 # ## 12. The same on a real model
@@ -643,7 +816,9 @@ assert abs(counted - expected) < 0.6 and exact_edges > 1000 * hours["EAP, all ed
 
 
 # %% label="real" tags=["nbval-check-output"]
-def compare_on(which, task, methods=("norm", "gradient x input", "attribution patching", "direct effect", "EAP")):
+def compare_on(
+    which, task, methods=("norm", "gradient x input", "attribution patching", "direct effect", "EAP")
+):
     """Print each method's rank correlation with exact zero ablation over all heads of the model."""
     task.validate(which)
     sites = causal.heads(which)
@@ -663,9 +838,21 @@ if REAL is None:
     print("skipped: REAL is not set. Everything above ran on the shipped models.")
 else:
     frame = "When {} and {} went to the store, {} gave a drink to"
-    names = [("Mary", "John"), ("Tom", "Anna"), ("Sarah", "Mark"), ("Paul", "Lisa"), ("James", "Emma"), ("Kate", "David")]
-    real = mi.Task("ioi", [frame.format(a, b, b) for a, b in names], [f" {a}" for a, _ in names],
-                   corrupted=[frame.format(a, b, a) for a, b in names], foils=[f" {b}" for _, b in names])
+    names = [
+        ("Mary", "John"),
+        ("Tom", "Anna"),
+        ("Sarah", "Mark"),
+        ("Paul", "Lisa"),
+        ("James", "Emma"),
+        ("Kate", "David"),
+    ]
+    real = mi.Task(
+        "ioi",
+        [frame.format(a, b, b) for a, b in names],
+        [f" {a}" for a, _ in names],
+        corrupted=[frame.format(a, b, a) for a, b in names],
+        foils=[f" {b}" for _, b in names],
+    )
     compare_on(mi.load(REAL), real)
 
 # %% [markdown]

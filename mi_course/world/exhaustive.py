@@ -229,8 +229,7 @@ PLAN = [  # cheap and most used first
     *(("edges", kind, MAIN) for kind in KINDS),
     ("neurons", "zero", OTHERS),
     ("neurons", "mean", MAIN),
-    ("neurons", "resample", MAIN),
-]
+]  # lab-llama has heads and FFNs
 
 
 def main(argv=None) -> None:

@@ -108,15 +108,16 @@ def test_the_shipped_map_holds_what_the_plan_says(lab):
     stored = ex.stored(lab)
     for objects, kind, tasks in ex.PLAN:
         for name in tasks:
-            if objects in ("heads", "ffns"):
-                assert stored[f"{name}|{objects}|{kind}"]["prompts"] == ex.PROMPTS[objects]
-    for objects, count in (("heads", 24), ("ffns", 6)):
+            assert stored[f"{name}|{objects}|{kind}"]["prompts"] == ex.PROMPTS[objects]
+    for objects, count in (("heads", 24), ("ffns", 6), ("neurons", 3072), ("edges", 1108)):
         assert len(ex.exhaustive("facts", objects, model=lab)) == count
+    assert len(ex.exhaustive("facts", "heads", "resample", mi.load("lab-llama"))) == 24
 
 
 @pytest.mark.parametrize(
-    ("name", "objects", "kind"), [("facts", "heads", "mean"), ("ioi", "ffns", "resample"), ("verdict", "heads", "zero")]
-)
+    ("name", "objects", "kind"),
+    [("facts", "heads", "mean"), ("ioi", "ffns", "resample"), ("capitals", "neurons", "zero"), ("ioi", "edges", "mean")],
+)  # fmt: skip
 def test_the_shipped_map_equals_a_fresh_computation(lab, name, objects, kind):
     scores, errors = (read(name, objects, kind, lab) for read in (ex.exhaustive, ex.standard_errors))
     chosen = random.Random(name).sample(scores.sites, 3)
