@@ -509,6 +509,9 @@ for name, rows in vectors.items():
     mean = torch.cat(mixed).mean()
     print(f"{name:14} {own.mean():5.2f} {mean:10.2f} {above[name]:7.2f} {best[name]:12.2f}", end="")
     print(f"{luck[name].mean:13.2f} {luck[name].sd:.2f}")
+for name in ("neurons 5", "x3 features"):
+    ids = token_lists.top_tokens(model, vectors[name], k)[own_purity[name].topk(3).indices]
+    print(f"purest of {name}:", " | ".join(" ".join(row[:4]) for row in token_lists.words(model, ids)))
 assert max(above.values()) < 0.2
 assert all(best[name] > luck[name].high + 0.1 for name in ("neurons 4", "neurons 5", "x3 features"))
 
