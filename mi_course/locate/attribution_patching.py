@@ -30,7 +30,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mi_course.locate.gradient import (
+from mi_course.locate.passes import (
     Cost,
     GradientScores,
     Pass,

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_course.locate.gradient import (
+from mi_course.locate.passes import (
     Cost,
     GradientScores,
     Target,

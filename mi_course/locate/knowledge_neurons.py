@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mi_course.locate.gradient import Cost, GradientScores, Target, metric, observe, parts, per_site
 from mi_course.locate.integrated_gradients import Walk, integrated_gradients, path_points
+from mi_course.locate.passes import Cost, GradientScores, Target, metric, observe, parts, per_site
 from mi_course.models import Site
 from mi_course.objects import Task
 

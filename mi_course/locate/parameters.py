@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mi_course.locate.gradient import Cost, Target, metric, parts
+from mi_course.locate.passes import Cost, Target, metric, parts
 from mi_course.models import Site
 from mi_course.models.slices import slices, weight_in_force
 from mi_course.objects import Scores, Task

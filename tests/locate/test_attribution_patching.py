@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import mi_course as mi
-from mi_course.locate import causal, gradient
+from mi_course.locate import causal, gradient, passes
 from mi_course.locate.attribution_patching import attention_pattern, attribution_patching, linearised
 from mi_course.world import compiled
 from tests.locate.test_gradient import PROMPTS, TWINS, sites_of, task
@@ -117,7 +117,7 @@ def test_grad_drop_is_the_mean_size_over_dropped_blocks():
         stop = mi.edit([f"attn{dropped}", f"mlp{dropped}"], torch.Tensor.detach)
         p = gradient.gradients(model, task(), sites, edits=[stop])
         products = {name: g * (other[name] - p.values[name]) for name, g in p.grads.items()}
-        total += gradient.per_site(products, [mi.Site.parse(s) for s in sites], model, p.batch).abs()
+        total += passes.per_site(products, [mi.Site.parse(s) for s in sites], model, p.batch).abs()
     assert found.per_item.T == pytest.approx((total / 2).numpy(), abs=1e-5)
     assert found.sign == "magnitude" and found.backwards == 3 * len(PROMPTS)
     # an object of the dropped block loses its own way out: mlp2 is left with two of three terms, hence L - 1

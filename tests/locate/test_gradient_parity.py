@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mi_course as mi
-from mi_course.locate import gradient
+from mi_course.locate import gradient, passes
 from mi_course.locate import integrated_gradients as ig
 from tests.families import random_model
 
@@ -42,7 +42,7 @@ def test_integrated_gradients_of_embeddings(family, rule):
         torch.tensor(PROMPTS), torch.full((2, 6), 17), additional_forward_args=answers, n_steps=8, method=RULES[rule]
     )
     start = module(baseline).detach()
-    walk = ig.Walk(model, task, [mi.Site.parse("embed")], gradient.metric, gradient.Cost(model))
+    walk = ig.Walk(model, task, [mi.Site.parse("embed")], gradient.metric, passes.Cost(model))
     change, _ = walk.along(mi.Site.parse("embed"), start.expand(2, 6, -1), ig.path_points(8, rule))
     close(-change, theirs)
 
