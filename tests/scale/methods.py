@@ -1,6 +1,6 @@
 """Every localizer on a random-weight Llama of about 160 million parameters: processor seconds and memory of each.
 
-    python -m tests.scale.methods                       a table; about a minute of one core
+    python -m tests.scale.methods                       a table; a little over a minute of one busy core
     python -m tests.scale.methods --json FILE           the same as a file
 
 Grouped keys and values, gated FFNs, RMSNorm, rotary positions: 12 layers x 12 heads (4 for keys and values), width 768,
@@ -120,6 +120,10 @@ def probe(b: Bench, run: Callable):
     return run(x, y, probe_sweep.split_rows(len(x)))
 
 
+def selectivity(b: Bench):
+    return probe(b, lambda x, y, split: probe_controls.selectivity(x, y, [i % 9 for i in range(len(y))], split))
+
+
 def keys_before_last(b: Bench):
     batch = b.model.tokenize(b.task.prompts)
     return spans.position_mask(batch, -1), spans.position_mask(batch, -2)
@@ -171,7 +175,7 @@ METHODS: dict[str, Callable[[Bench], object]] = {
     "integrated gradients": lambda b: integrated_gradients.integrated_gradients(b.model, b.task, b.sites["neurons"],
                                                                                 steps=4),
     "token attributions": lambda b: integrated_gradients.token_attributions(b.model, b.task, steps=4),
-    "knowledge neurons": lambda b: knowledge_neurons.knowledge_neurons(b.model, b.task, steps=2),
+    "knowledge neurons": lambda b: knowledge_neurons.knowledge_neurons(b.model, b.task.subset(1), steps=2),
     "attribution patching": lambda b: attribution_patching.attribution_patching(b.model, b.task, b.sites["all"]),
     "AtP*": lambda b: attribution_patching.attribution_patching(b.model, b.task, b.sites["queries"], qk_fix=True,
                                                                 grad_drop=True),
@@ -181,8 +185,7 @@ METHODS: dict[str, Callable[[Bench], object]] = {
     "probe sweep": lambda b: probe_sweep.sweep(b.model, b.documents, b.sites["heads"] + b.sites["states"], [0, 1, 0, 1],
                                                probe_sweep.Split([0, 1], [2, 3])),
     "k-sparse probe": lambda b: probe(b, lambda x, y, split: probe_sweep.k_sparse(x, y, 4)),
-    "selectivity": lambda b: probe(b, lambda x, y, split: probe_controls.selectivity(x, y, [i % 9 for i in range(len(y))],
-                                                                              split)),
+    "selectivity": selectivity,
     "MDL": lambda b: probe(b, lambda x, y, split: probe_controls.online_code(x, y, fractions=(0.5, 1.0))),
     "erasure": lambda b: probe(b, lambda x, y, split: erasure.leace(x, y)),
     # vocabulary projection
@@ -200,7 +203,7 @@ METHODS: dict[str, Callable[[Bench], object]] = {
     "exact edges": lambda b: edges.ablate_edges(b.model, b.task, some_edges(b)),
     "EAP": lambda b: eap.eap(b.model, b.task),
     "EAP-IG": lambda b: eap.eap_ig(b.model, b.task, steps=2),
-    "EAP-IG, activations": lambda b: eap.eap_ig(b.model, b.task, steps=1, path="activations"),
+    "EAP-IG, activations": lambda b: eap.eap_ig(b.model, b.task.subset(1), steps=1, path="activations"),
     "clean-corrupted EAP": lambda b: eap.clean_corrupted(b.model, b.task),
     "position-aware EAP": lambda b: eap.eap_spans(b.model, b.task, {"last": [-1, -1]}),
     "ACDC": lambda b: acdc(b.model, b.task, threshold=1e9),  # tries the edges into the logits, and drops them all
