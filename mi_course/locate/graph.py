@@ -161,6 +161,21 @@ class Graph:
         receives = torch.tensor([bool(nodes & set(self.owners(name))) for name in self.receivers])
         return sends[:, None] & receives[None] & self.allowed
 
+    def shuffle_heads(self, circuit: Tensor, seed: int = 0) -> Tensor:
+        """The same circuit with the heads of each layer dealt anew (with shared keys and values: groups, and heads
+        within them): as many edges and the same degrees and layers, other heads. A control for `circuit`."""
+        generator = torch.Generator().manual_seed(seed)
+        groups = self.n_heads // self.n_kv_heads
+        rows, columns = torch.arange(len(self.senders)), torch.arange(len(self.receivers))
+        for layer in range(self.n_layers):
+            kv = torch.randperm(self.n_kv_heads, generator=generator)
+            inside = torch.stack([torch.randperm(groups, generator=generator) for _ in range(self.n_kv_heads)])
+            heads = (kv[:, None] * groups + inside).flatten()
+            rows[self.outputs(layer, "heads")] = self.outputs(layer, "heads").start + heads
+            for part, order in (("q", heads), ("k", kv), ("v", kv)):
+                columns[self.inputs(layer, part)] = self.inputs(layer, part).start + order
+        return circuit[rows][:, columns]
+
     def owners(self, receiver: str) -> list[str]:
         """The nodes that read through a receiver: one, or the whole group for shared keys and values."""
         site = Site.parse(receiver)

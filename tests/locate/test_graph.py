@@ -68,6 +68,23 @@ def test_node_circuit_keeps_the_edges_among_its_nodes():
         graph.of_nodes(["L9H0"])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj"])
+def test_shuffled_heads_keep_size_degrees_and_the_rest(family):
+    graph = Graph(make(family))
+    circuit = graph.allowed & (torch.rand(graph.allowed.shape, generator=torch.Generator().manual_seed(0)) < 0.3)
+    other = graph.shuffle_heads(circuit, seed=1)
+    assert not (other & ~graph.allowed).any() and not torch.equal(other, circuit)
+    assert sorted(other.sum(0).tolist()) == sorted(circuit.sum(0).tolist())
+    assert sorted(other.sum(1).tolist()) == sorted(circuit.sum(1).tolist())
+    ffns = [i for i, name in enumerate(graph.senders) if name.startswith(("x0", "mlp"))]
+    into = [i for i, name in enumerate(graph.receivers) if name.startswith(("mlp", "logits"))]
+    assert torch.equal(other[ffns][:, into], circuit[ffns][:, into])
+    head = graph.names(graph.shuffle_heads(graph.of_nodes(["L1H3"]), seed=2))  # one head stays one head
+    owners = {owner for edge in head for owner in graph.owners(edge.split("->")[1]) if owner.startswith("L")}
+    assert len({edge.split("->")[0] for edge in head} - {"x0"}) == 1
+    assert len(owners) == graph.n_heads // graph.n_kv_heads
+
+
 @pytest.mark.parametrize(
     "edge, message",
     [
