@@ -188,7 +188,8 @@ print(
 )
 print("same as the library:", torch.allclose(by_hand, into_logits, atol=1e-3))
 print(
-    f"passes for all {len(graph)} edges: {scores['EAP'].forwards} forwards, {scores['EAP'].backwards} backwards of {len(task)} prompts"
+    f"passes for all {len(graph)} edges: {scores['EAP'].forwards} forwards, "
+    f"{scores['EAP'].backwards} backwards of {len(task)} prompts"
 )
 assert torch.allclose(by_hand, into_logits, atol=1e-3)
 
@@ -201,7 +202,8 @@ assert torch.allclose(by_hand, into_logits, atol=1e-3)
 estimate = eap.eap(tiny, known.task)
 for edge in ("L0H0->logits", "L0H0->L1H0.v"):
     print(
-        f"{edge:14} exact {exact_tiny[edge]:+.2f}   EAP {estimate[edge]:+.2f}   the survey's sign {-estimate[edge]:+.2f}"
+        f"{edge:14} exact {exact_tiny[edge]:+.2f}   EAP {estimate[edge]:+.2f}   "
+        f"the survey's sign {-estimate[edge]:+.2f}"
     )
 assert np.allclose(estimate.values, exact_tiny.values, atol=1e-2)
 
@@ -246,7 +248,8 @@ flat = compiled.saturated()
 blind = flat.wrap()
 edge = "L0H0->L1H0.q"
 print(
-    f"{edge}: exact {ablate_edges(blind, flat.task, [edge])[edge]:+.1f}, EAP {eap.eap(blind, flat.task)[edge] + 0.0:+.4f}"
+    f"{edge}: exact {ablate_edges(blind, flat.task, [edge])[edge]:+.1f}, "
+    f"EAP {abs(eap.eap(blind, flat.task)[edge]):.4f}"
 )
 for steps in (5, 50):
     print(f"  EAP-IG with {steps:2} steps {eap.eap_ig(blind, flat.task, steps=steps)[edge]:+.1f}")
@@ -364,9 +367,8 @@ for name, kept in {
     "FFNs only": torch.tensor([sender.startswith("mlp") for sender in graph.senders]),
 }.items():
     read = circuit_input(x_twin, writes[0], writes[1], kept)
-    print(
-        f"into the logits: {name:10} F = {task.metric_of(model.unembed(read[last]).detach(), model).mean():6.2f}"
-    )
+    value = task.metric_of(model.unembed(read[last]).detach(), model).mean()
+    print(f"into the logits: {name:10} F = {value:6.2f}")
 
 run_train = CircuitRunner(model, task)
 for edge in exact.top(3):
@@ -416,8 +418,10 @@ ranked = {"exact": exact} | {name: s for name, s in scores.items() if name != "r
 lines = {
     name: ev.faithfulness_curve(run, graph.matrix(s), graph.allowed, shares) for name, s in ranked.items()
 }
-null_lines = [ev.circuits_curve(run, [ev.random_circuit(graph.allowed, int(k), seed) for k in lines["exact"].sizes], graph.allowed)
-              for seed in range(3)]  # fmt: skip
+null_lines = []
+for seed in range(3):
+    random_ones = [ev.random_circuit(graph.allowed, int(k), seed) for k in lines["exact"].sizes]
+    null_lines.append(ev.circuits_curve(run, random_ones, graph.allowed))
 figure = curves(
     shares,
     {name: line.faithfulness for name, line in lines.items()},
@@ -429,9 +433,10 @@ figure = curves(
 figure.axes[0].set_xscale("log")
 show(
     figure,
-    alt="Faithfulness against the share of edges, logarithmic. All five methods rise together from 0 at one percent "
-    "to about 0.9 at five percent and 1 at twenty; random edges stay near 0 until half of the edges are in.",
-    reading="Left to right: larger circuits. The five rankings rise together; random edges do not rise until almost all are there.",
+    alt="Faithfulness against the share of edges, logarithmic. All five methods rise together from 0 at one "
+    "percent to about 0.9 at five percent and 1 at twenty; random edges stay near 0 until half of the edges are in.",
+    reading="Left to right: larger circuits. The five rankings rise together; random edges do not rise until "
+    "almost all are there.",
 )
 print(f"{'':22} 2 % of edges  5 %    CPR    CMD")
 for name, line in (lines | {"random": null_lines[0]}).items():
@@ -465,15 +470,17 @@ show(
         unit="EAP-IG, logits",
         title="60 of 1,108 edges",
     ),
-    alt="Matrix of writers by readers. x0 writes to layer 0 heads and to mlp0; mlp0 writes to most readers; heads of layers 1 and 2 write to "
-    "the query of L3H1 and the FFNs; the right columns, the last FFN and the logits, are read from all layers.",
+    alt="Matrix of writers by readers. x0 writes to layer 0 heads and to mlp0; mlp0 writes to most readers; "
+    "heads of layers 1 and 2 write to the query of L3H1 and the FFNs; the right columns, the last FFN and the "
+    "logits, are read from all layers.",
     reading="From bottom left to top right the information moves up. Few heads take part; all FFNs do.",
 )
 heads_in = [graph.senders[r] for r in rows if graph.senders[r].startswith("L")]
 print(f"{len(rows)} of {len(graph.senders)} senders take part, of the 24 heads:", " ".join(heads_in))
 faithful = ev.faithfulness(run, circuit, graph.allowed)
 print(
-    f"faithfulness on test prompts {faithful:.2f}; right answers with the circuit alone {(run(circuit) > 0).float().mean():.2f}"
+    f"faithfulness on test prompts {faithful:.2f}; right answers with the circuit alone "
+    f"{(run(circuit) > 0).float().mean():.2f}"
 )
 assert faithful > 0.85
 
@@ -516,7 +523,8 @@ gaps = [whole - alone for alone, whole in without]
 drops = ev.minimality(run_train, circuit)
 idle = [e for e, d in zip(graph.names(circuit), drops) if d.abs() < 0.1]
 print(
-    f"removing one edge: F falls by {-drops.min():.1f} at most; {len(idle)} of 60 edges move F by less than 0.1:"
+    f"removing one edge: F falls by {-drops.min():.1f} at most; "
+    f"{len(idle)} of 60 edges move F by less than 0.1:"
 )
 print("  ", " ".join(idle))
 assert 0 < max(gaps) < 4 and len(idle) < 15
@@ -586,12 +594,13 @@ pruned = {}
 for distance, threshold in (("metric", 0.2), ("kl", 0.01)):
     found = acdc(model, task.subset(6), threshold, distance=distance)
     same_size = ev.top_edges(matrix, graph.allowed, len(found.edges))
-    pruned[distance] = found, ev.faithfulness(run, found.circuit, graph.allowed)
+    value, rival = (ev.faithfulness(run, c, graph.allowed) for c in (found.circuit, same_size))
+    pruned[distance] = found, value
     print(
-        f"{distance:6} threshold {threshold}: {len(found.edges)} edges, {found.tries} circuits tried for {found.n_edges} edges;"
+        f"{distance:6} threshold {threshold}: {len(found.edges)} edges, {found.tries} circuits tried for "
+        f"{found.n_edges} edges;\n       faithfulness {value:.2f} (EAP-IG at that size {rival:.2f}, "
+        f"overlap {ev.iou(found.circuit, same_size):.2f})"
     )
-    print(f"       faithfulness {pruned[distance][1]:.2f} (EAP-IG at that size {ev.faithfulness(run, same_size, graph.allowed):.2f}, "
-          f"overlap {ev.iou(found.circuit, same_size):.2f})")  # fmt: skip
 assert pruned["metric"][1] > 0.8 and pruned["metric"][0].tries < len(graph)
 
 # %% [markdown]
@@ -627,9 +636,8 @@ variants = {
 overlap_with = {name: ev.iou(circuit, best_60(other)) for name, other in variants.items()}
 for name, value in overlap_with.items():
     print(f"{name:32} IoU {value:.2f}")
-print(
-    f"EAP against EAP-IG               IoU {ev.iou(ev.top_edges(per_item['EAP'].mean(0), graph.allowed, 60), circuit):.2f}"
-)
+top_eap = ev.top_edges(per_item["EAP"].mean(0), graph.allowed, 60)
+print(f"EAP against EAP-IG               IoU {ev.iou(top_eap, circuit):.2f}")
 assert (
     again["EAP-IG"] > 0.8
     and overlap_with["other prompts"] > 0.7 > overlap_with["another behaviour: greater_than"]
@@ -651,9 +659,8 @@ assert torch.allclose(parts.sum(0), graph.matrix(eap.eap_ig(model, same_length, 
 size = (parts.abs() * circuit).sum((1, 2))
 for i in size.argsort(descending=True)[:4].tolist():
     row, column = divmod(int((parts[i].abs() * circuit).argmax()), len(graph.receivers))
-    print(
-        f"token {i:2} ({tokens[i]:6}) {size[i] / size.sum():.2f} of all scores; largest {graph.senders[row]}->{graph.receivers[column]}"
-    )
+    largest = f"{graph.senders[row]}->{graph.receivers[column]}"
+    print(f"token {i:2} ({tokens[i]:6}) {size[i] / size.sum():.2f} of all scores; largest {largest}")
 print("tokens before the first difference:", round(size[:10].sum().item(), 4))
 
 # %% [markdown]
@@ -746,8 +753,11 @@ def circuit_of(model, prompt, twin, target, foil, share=0.05):
     found = eap.eap_ig(model, pair)
     alone = CircuitRunner(model, pair)
     k = round(share * len(edges))
-    value, chance = (ev.faithfulness(alone, c, edges.allowed) for c in
-                     (ev.top_edges(edges.matrix(found), edges.allowed, k), ev.random_circuit(edges.allowed, k)))  # fmt: skip
+    best, random_one = (
+        ev.top_edges(edges.matrix(found), edges.allowed, k),
+        ev.random_circuit(edges.allowed, k),
+    )
+    value, chance = (ev.faithfulness(alone, c, edges.allowed) for c in (best, random_one))
     print(f"{model.config.model_type}: {edges}")
     print("  largest:", ", ".join(f"{e} {found[e]:+.2f}" for e in found.top(4)))
     print(f"  {k} edges: faithfulness {value:.2f}; as many random ones: {chance:.2f}")
