@@ -434,7 +434,8 @@ figure.axes[0].set_xscale("log")
 show(
     figure,
     alt="Faithfulness against the share of edges, logarithmic. All five methods rise together from 0 at one "
-    "percent to about 0.9 at five percent and 1 at twenty; random edges stay near 0 until half of the edges are in.",
+    "percent to about 0.9 at five percent and 1 at twenty; random edges stay near 0 until half of the edges "
+    "are in.",
     reading="Left to right: larger circuits. The five rankings rise together; random edges do not rise until "
     "almost all are there.",
 )
@@ -471,8 +472,8 @@ show(
         title="60 of 1,108 edges",
     ),
     alt="Matrix of writers by readers. x0 writes to layer 0 heads and to mlp0; mlp0 writes to most readers; "
-    "heads of layers 1 and 2 write to the query of L3H1 and the FFNs; the right columns, the last FFN and the "
-    "logits, are read from all layers.",
+    "heads of layers 1 and 2 write to the query of L3H1 and the FFNs; the right columns, the last FFN and "
+    "the logits, are read from all layers.",
     reading="From bottom left to top right the information moves up. Few heads take part; all FFNs do.",
 )
 heads_in = [graph.senders[r] for r in rows if graph.senders[r].startswith("L")]
