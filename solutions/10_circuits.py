@@ -475,7 +475,8 @@ show(
     alt="Matrix of writers by readers. x0 writes to layer 0 heads and to mlp0; mlp0 writes to most readers; "
     "heads of layers 1 and 2 write to the query of L3H1 and the FFNs; the right columns, the last FFN and "
     "the logits, are read from all layers.",
-    reading="Purple: corrupting the edge hurts. From bottom left to top right the information moves up. Few heads take part; all FFNs do.",
+    reading="Purple: corrupting the edge hurts. From bottom left to top right the information moves up. "
+    "Few heads take part; all FFNs do.",
 )
 heads_in = [graph.senders[r] for r in rows if graph.senders[r].startswith("L")]
 print(f"{len(rows)} of {len(graph.senders)} senders take part, of the 24 heads:", " ".join(heads_in))
