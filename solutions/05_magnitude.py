@@ -70,7 +70,7 @@ mean_norm = check("magnitude.mean_norm", mean_norm)
 
 # %% [markdown]
 # First use: the residual stream by depth. `x0` is the embedding, `x6` the state before the final norm. In the figure each curve is one
-# model. Beside it the mean size of what heads write, by layer.
+# model. Below it stands the mean size of what heads write, by layer.
 
 # %% label="depth"
 cache = mi.record(model, texts, [f"x{l}" for l in range(L + 1)])
@@ -147,9 +147,9 @@ assert len(top["|s|"] & top["|s| |v|"]) < 25 and len(top["|v|, no data"] & top["
 # data, and finds mainly the last layer. Which list is right? Sizes cannot say. We need cases with a known answer.
 #
 # ## 2. Two cases in which size must fail
-# `compiled.cancelling()` and `compiled.lookup()` are small GPT-2 models with hand-set weights (chapters 02 and 03). In the first, head L0H0
+# `compiled.cancelling()` and `compiled.lookup()` are small GPT-2 models with hand-set weights (chapters 01 and 03). In the first, head L0H0
 # writes a large vector and L1H0 takes it out again; L0H1 does the work. In the second, one neuron per country writes its capital, and two
-# decoys fire at everything and are read by nobody. Size, beside the exact effect of setting the object to zero:
+# decoys fire everywhere, or at every country, and are read by nobody. Size, beside the exact effect of setting the object to zero:
 
 # %% label="counter_examples" tags=["nbval-check-output"]
 cancel = compiled.cancelling()
@@ -744,7 +744,7 @@ assert mean_area["size"] > 0.9 > mean_area["size, no base"] > band.high
 
 # %% [markdown]
 # Surprisingly good: compared with `lab`, the parts that were trained have become *loud*, and nothing cancels them. Not just because they were
-# trained: of the 24 neurons that were trained for german-a only 4 are used, and the change of size tells these apart (last line). Whoever
+# trained: of the 24 neurons that were trained for german-a only 4 are used, and the change of size tells these apart (see the line of german-a). Whoever
 # has the model from before has this advantage in practice. But it is the easiest case for a magnitude. The next one is harder.
 #
 # **Behaviours that `lab` learned by itself.** Nobody knows where they are, but with 24 heads everything can be tried. The package stores what
@@ -810,10 +810,9 @@ assert (
 )
 
 # %% [markdown]
-# Size alone ranks the heads a little better than dice do. Standardised within layers it is a moderate signal: the
-# caution of section 1 pays off. About half of the four most needed heads are in the top four: enough to screen, not enough to conclude. The
-# distance between twins at the last token does not find the heads that matter under ablation. (It asks another question: where do the twins
-# differ?)
+# Size alone ranks the heads a little better than dice do. Standardised within layers it is a moderate signal: the caution of section 1 pays
+# off. About half of the four most needed heads are in the top four: enough to screen, not enough to conclude. The distance between twins at
+# the last token does not find the heads that matter under ablation. (It asks another question: where do the twins differ?)
 #
 # **Where it fails, in one list.** Cancellation (section 2: the top two heads, no effect). Dormancy (section 2: the true neurons at 0 on the
 # wrong corpus). No-label noise (section 3: hundreds of neurons may differ for a coin toss). Presence without use (section 3: significant
