@@ -541,12 +541,11 @@ for name, found in scores.items():
 sign = causal.ablate_each(model, harmful, heads)
 helps = [s for s in scores["refusal_harmful"].top(4) if sign[s] < 0]
 print(f"of the top four on harmful requests, ablation lowers the refusal for {len(helps)}")
+with_it = harmless.accuracy(model)
 with mi.intervene(model, mi.zero("L1H0.z")):
-    refused = 1 - harmless.accuracy(model)
-print(
-    f"without L1H0, share of harmless requests not granted: {refused:.2f} (with it {1 - harmless.accuracy(model):.2f})"
-)
-assert min(scores["refusal_harmful"].values) >= 0 and refused > 0.6
+    without_it = harmless.accuracy(model)
+print(f"share of harmless requests granted: {with_it:.2f}, without L1H0 {without_it:.2f}")
+assert min(scores["refusal_harmful"].values) >= 0 and without_it < 0.4
 assert max(scores["refusal_harmful"].values) < 0.5 < scores["refusal_harmless"]["L1H0.z"]
 
 # %% [markdown]
