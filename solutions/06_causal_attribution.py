@@ -258,7 +258,7 @@ for group in (["L0H0.z"], ["L1H0.z"], ["L0H0.z", "L1H0.z"]):
     effect = causal.ablate_together(two, spare.task, group).mean() + 0.0
     print(f"backup model, {' and '.join(group):17} {effect:+.1f}")
 
-train = world.task("ioi", split="train", n=24)
+train = world.task("ioi", split="train", n=32)
 means = causal.references(model, train, heads, "mean")
 on_train = causal.Sweep(model, train)
 
@@ -268,7 +268,6 @@ def train_effect(group):
 
 
 chosen = greedy(train_effect, heads, 6)
-assert chosen[:2] == search.greedy_group(model, train, heads, 2, "mean", means).sites  # the same, batched
 
 
 def test_effect(group):
