@@ -205,10 +205,10 @@ assert ablations["zero"]["L0H3.z"] > 1 and abs(ablations["mean"]["L0H3.z"]) < 0.
 assert noising["L0H0.z"] < -3 and ablations["zero"]["L0H0.z"] > -1
 
 # %% [markdown]
-# Zeroing L0H3 makes the model *better* by more than a logit, its mean costs almost nothing: what it does here is a constant, and removing a
-# constant is off-distribution. L0H0 is the opposite case: zero and mean hardly hurt, resampling does a little, and the twin's value costs
-# four logits. An ablated L0H0 says nothing, and others fill in; a noised one says the wrong thing. None of these numbers is *the* effect of
-# the head.
+# Zeroing L0H3 makes the model *better* by almost two logits, its mean costs almost nothing: what it does here is a constant, and removing a
+# constant is off-distribution. L0H0 is the opposite case: zero hardly hurts, a mean or another prompt's value costs about a logit, and the
+# twin's value costs four. An ablated L0H0 says nothing, and others fill in; a noised one says the wrong thing. None of these numbers is *the*
+# effect of the head.
 #
 # **Pruning** for good, by zeroing weights, is the same as zero ablation when all weights and biases of a unit go, and is another thing
 # when biases stay [@yu-ananiadou-2024-interpreting]. The last row zeroes only what the FFN reads with: it then writes a constant.
@@ -604,9 +604,10 @@ assert min(board["refusal-a"].values()) > 0.9 and min(board["refusal-b"].values(
 assert average["mean"] > 0.9 and average["noising"] < average["mean"] - 0.05
 
 # %% [markdown]
-# Refusal is found by everything. Sycophancy is found by zero and mean ablation; noising comes closest to chance. The reason is in its twins: they
-# state the true claim, with which the model agrees as well, so what makes it agree does not differ between the two runs. **A patch sees only what
-# differs between the twins.** With one or two heads in the key, chance is wide: one line of this table is no evidence, four are a little.
+# Refusal is found by everything. Zero and mean ablation find sycophancy too; patching and Ships lose it in one of the two models. For patching,
+# the reason is in the twins: they state the true claim, with which the model agrees as well, so what makes it agree does not differ between the
+# two runs. **A patch sees only what differs between the twins.** With one or two heads in the key, chance is wide: one line of this table is no
+# evidence, four are a little.
 #
 # Where causal scores fail even with the right contrast, the compiled models say exactly:
 
