@@ -509,8 +509,14 @@ for ax, (tier, measure) in zip(axes, (("T1", "auroc_alone"), ("T2", "spearman"))
         ylabel="AUROC, installed model alone" if tier == "T1" else "rank correlation with the map",
     )
     for m in ("zero ablation", "gradient x input", "integrated gradients", "noising", "norm"):
-        left, low = m == "integrated gradients", m == "zero ablation" and tier == "T1"
-        place = {"xytext": (-5 if left else 5, -10 if low or left else 3), "ha": "right" if left else "left"}
+        left, low = (
+            m == "integrated gradients",
+            tier == "T1" and m in ("zero ablation", "integrated gradients"),
+        )
+        place = {
+            "xytext": (-5 if left else 5, (-19 if left else -10) if low else 3),
+            "ha": "right" if left else "left",
+        }
         ax.annotate(m, (passes[m], accuracy[m, tier]), textcoords="offset points", fontsize=7, **place)
 handles = [axes[0].plot([], [], "o", ms=4, color=c)[0] for c in colours.values()]
 axes[1].legend(handles, list(colours), fontsize=7, loc="lower right")

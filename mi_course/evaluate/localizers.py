@@ -66,6 +66,8 @@ def metered(model) -> Iterator[Meter]:
 def scored(localizer: Callable, model, task, sites: Sequence[str], name: str | None = None) -> Scores:
     """Call a localizer and return its result as Scores, with the seconds it took and the work it made the model do.
 
+    On a CPU these are seconds of computing, whatever else the machine does meanwhile; else seconds of the clock.
+
     The localizer may return Scores over these sites (in any order), or one number per site as list, array or tensor,
     higher = more important (sign "importance"). Costs that Scores state are kept. Raises ValueError for a
     result that is no such thing: its length, NaN, no numbers, other sites. An exception of the localizer itself is
@@ -74,10 +76,11 @@ def scored(localizer: Callable, model, task, sites: Sequence[str], name: str | N
     if not callable(localizer):
         raise ValueError(f"localizer {localizer!r} is not callable; give a function f(model, task, sites) -> array")
     name = name or getattr(localizer, "__name__", "localizer")
-    started = time.perf_counter()
+    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
+    started = clock()
     with metered(model) as meter:
         result = localizer(model, task, list(sites))
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     ids = model.tokenize(task.prompts).ids
     rows = 1 / (ids.shape[1] * model.n_layers)  # prompt rows through the whole model, per token-layer
     cost = {"forwards": meter.forward * rows, "backwards": meter.backward * rows, "token_layers": meter.forward}
