@@ -614,8 +614,9 @@ print("FFNs: " + "   ".join(f"{f} {read[f]:.2f} ({moved[f]:+.1f})" for f in caus
 assert able > 10 and len(idle) >= 8 and abs(agreement) < 0.4 and patched.top(1) == ["L3H1.z"]
 
 # %% [markdown]
-# The FFNs are no different: all six are read with 0.9 or more, and their effects go from -1 to -25. Ten heads could serve as an example of
-# "a head that represents sentiment", and do nothing for the answer. The probe's ranking says next to nothing about the causal one.
+# The FFNs are no better: all six are read with 0.9 or more, and the one that is read worst, FFN 0, has the largest effect. Ten heads could
+# serve as an example of "a head that represents sentiment", and do nothing for the answer. The probe's ranking says next to nothing about
+# the causal one.
 #
 # The reverse happens too. In *verdict*, the model judges claims ("true or false : lonely harbor is in bangkok ?"). One head matters most.
 
