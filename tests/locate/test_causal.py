@@ -162,3 +162,141 @@ def test_span_mask_counts_real_tokens():
         assert [batch.ids[i][mask[i]].tolist() for i in range(3)] == [[5, 6], [9], [4, 5, 6]]
     with pytest.raises(ValueError, match="spans"):
         causal.span_mask(batch, [(1, 3), (1, 9), (2, 5)])
+
+
+EVEN = Task(
+    "even", [[0, 5, 6, 7], [0, 9, 10, 11], [0, 3, 4, 8], [0, 7, 7]], targets=[1, 2, 3, 4], foils=[4, 5, 6, 7]
+).subset(3)  # three prompts of equal length
+
+
+def test_resample_and_position_mean_keep_to_their_length():
+    model, task = mi.wrap(random_model("gpt2")), EVEN
+    z = mi.record(model, task.prompts, ["L1H2.z"])["L1H2.z"]
+    other = causal.references(model, task, ["L1H2.z"], "resample", seed=1)["L1H2.z"]
+    donor = [next(j for j in range(3) if torch.equal(other[i], z[j])) for i in range(3)]
+    assert sorted(donor) == [0, 1, 2] and all(i != j for i, j in enumerate(donor))
+    at_position = causal.references(model, task, ["L1H2.z"], "position mean")["L1H2.z"]
+    assert torch.allclose(at_position, z.mean(0).expand_as(z), atol=1e-6)
+    for kind in ("resample", "position mean"):
+        means = causal.references(model, task, ["L1H2.z"], kind)
+        with mi.intervene(model, mi.patch("L1H2.z", means["L1H2.z"])):
+            expected = task.measure(model)
+        found = causal.ablate_each(model, task, ["L1H2.z"], kind)
+        assert found.per_item[0] == pytest.approx((expected - task.measure(model)).numpy(), abs=1e-5)
+    alone = Task("t", [[0, 5, 6, 7], [0, 9, 10]], targets=[1, 2], metric="prob")
+    with pytest.raises(ValueError, match="only one with"):
+        causal.references(model, alone, ["mlp0"], "resample")
+
+
+def test_a_constant_head_is_only_missed_by_zero():
+    c = compiled.constant_bias()
+    model = c.wrap()
+    effects = {kind: causal.ablate_each(model, c.task, ["L0H0.z"], kind).values[0] for kind in causal.KINDS}
+    assert effects.pop("zero") == pytest.approx(c.expected["zero L0H0"], abs=1e-3)
+    assert list(effects.values()) == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neo", "gemma2", "opt"])
+def test_knock_out_blocks_exactly_the_pairs(family):
+    model, task = random_task(family)
+    batch = model.tokenize(task.prompts)
+    queries, keys = causal.position_mask(batch, -1), causal.span_mask(batch, SPANS)
+    with mi.intervene(model, *causal.knock_out(batch, [1], queries, keys)):
+        pattern = mi.record(model, batch, ["pattern0", "pattern1"])
+    pairs = (queries[:, :, None] & keys[:, None, :])[:, None].expand_as(pattern["pattern1"])
+    plain = mi.record(model, batch, ["pattern0", "pattern1"])
+    assert pattern["pattern1"][pairs].abs().max() == 0 and plain["pattern1"][pairs].abs().max() > 0
+    assert torch.allclose(pattern["pattern1"].sum(-1), plain["pattern1"].sum(-1), atol=1e-5)
+    rows = ~queries[:, None, :, None].expand_as(pattern["pattern1"])
+    assert torch.allclose(pattern["pattern1"][rows], plain["pattern1"][rows])
+    assert torch.equal(pattern["pattern0"], plain["pattern0"])
+    sweep = causal.knock_out_sweep(model, task, queries, keys, window=99)
+    with mi.intervene(model, *causal.knock_out(batch, range(model.n_layers), queries, keys)):
+        blocked = task.measure(model)
+    assert sweep.per_item[0] == pytest.approx((blocked - task.measure(model)).numpy(), abs=1e-5)
+    with pytest.raises(ValueError, match="no position at all"):
+        causal.knock_out(batch, [0], batch.mask.bool(), batch.mask.bool())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "phi3"])
+def test_pruning_all_of_a_unit_is_its_zero_ablation(family):
+    model, task = random_task(family)
+    weights = {name: p.clone() for name, p in model.hf.named_parameters()}
+    for unit, site in (("L1H2", "L1H2.z"), ("L0N3", "L0N3"), ("mlp1", "mlp1")):
+        with mi.intervene(model, mi.zero(site)):
+            expected = task.measure(model)
+        with causal.pruned(model, [unit]):
+            assert torch.allclose(task.measure(model), expected, atol=1e-6)
+        with causal.pruned(model, [unit], "reading"):
+            reading = task.measure(model)
+        assert not torch.allclose(reading, task.measure(model), atol=1e-7)
+    if family == "gpt2":  # its FFN has a bias, which pruning of matrices leaves
+        with causal.pruned(model, ["mlp1"], "matrices"):
+            mlp = mi.record(model, task.prompts, ["mlp1"])["mlp1"]
+        assert torch.allclose(mlp, model.block(1).mlp.c_proj.bias.expand_as(mlp), atol=1e-6)
+        assert not torch.allclose(reading, expected, atol=1e-6)
+    with pytest.raises(RuntimeError, match="stop"), causal.pruned(model, ["mlp0"]):
+        raise RuntimeError("stop")
+    assert all(torch.equal(p, weights[name]) for name, p in model.hf.named_parameters())
+    with pytest.raises(ValueError, match="what='some'"), causal.pruned(model, ["mlp0"], "some"):
+        pass
+
+
+def test_ships_is_the_divergence():
+    model, task = random_task("gemma2")
+    found = causal.ships(model, task, ["L0H1.z", "mlp1"])
+    base = torch.distributions.Categorical(logits=model.last_logits(task.prompts))
+    with mi.intervene(model, mi.zero("L0H1.z")):
+        gone = torch.distributions.Categorical(logits=model.last_logits(task.prompts))
+    expected = torch.distributions.kl_divergence(base, gone)
+    assert found.per_item[0] == pytest.approx(expected.numpy(), abs=1e-5)
+    assert (found.values > 0).all() and found.sign == "ablation"
+
+
+def test_the_metric_changes_the_order():
+    """Two heads push two prompts: on one the probability is saturated, so only the logit difference sees the loss."""
+    c = compiled.lookup()
+    model = c.wrap()
+    by_logit = causal.ablate_each(model, c.task, ["mlp0"])
+    by_prob = causal.ablate_each(model, Task("t", c.task.prompts, c.task.targets, metric="prob"), ["mlp0"])
+    assert by_logit.values[0] < -5 and -1 <= by_prob.values[0] < 0
+
+
+def test_severing_ffns_takes_the_early_site_away():
+    """In `lookup` the FFN of layer 0 writes what the subject means: restoring x0 works through it alone."""
+    c = compiled.lookup()
+    model = c.wrap()
+    task = Task("t", c.task.prompts, c.task.targets, metric="prob")
+    spans, roles = [(4, 5)] * len(task), {"subject": [4] * len(task)}
+    free, without_ffn, without_attention = (
+        causal.causal_trace(model, task, spans, roles, noise=20.0, seed=1, severed=severed)
+        for severed in (None, "mlp", "attn")
+    )
+    x0, x1, _ = free.average[:, 0]
+    assert x0 > 0.5 and x1 > 0.5
+    assert without_ffn.average[0, 0] < 1e-3  # nothing is looked up
+    # the subject is one token: restoring x0 undoes the noise, so this is the clean run with the corrupted FFN outputs
+    batch = model.tokenize(task.prompts)
+    subject = causal.span_mask(batch, spans)
+    sigma = 20.0 * model.hf.get_input_embeddings().weight.std()
+    noise = sigma * torch.randn(*subject.shape, model.d_model, generator=torch.Generator().manual_seed(1))
+    ffns = causal.ffns(model)
+    with mi.intervene(model, mi.edit("embed", lambda value: value + noise, positions=subject)):
+        corrupted, frozen = task.measure(model), mi.record(model, batch, ffns)
+    with mi.intervene(model, *(mi.patch(site, frozen[site], positions=subject) for site in ffns)):
+        expected = task.measure(model) - corrupted
+    assert torch.allclose(without_ffn.effects[:, 0, 0], expected, atol=1e-4)
+    assert without_ffn.average[1, 0] == pytest.approx(x1.item(), abs=1e-3)  # it was looked up already
+    assert without_attention.average[0, 0] == pytest.approx(x0.item(), abs=1e-3)
+    with pytest.raises(ValueError, match="severed"):
+        causal.causal_trace(model, task, spans, roles, kind="mlp", severed="mlp")
+
+
+def test_more_noise_corrupts_more():
+    c = compiled.lookup()
+    model, task = c.wrap(), Task("t", c.task.prompts, c.task.targets, metric="prob")
+    totals = [
+        causal.causal_trace(model, task, [(4, 5)] * len(task), {"s": [4] * len(task)}, noise=noise).total
+        for noise in (0.0, 0.3, 3.0)
+    ]
+    assert totals[0] == pytest.approx(0, abs=1e-6) and totals[0] < totals[1] < totals[2]
