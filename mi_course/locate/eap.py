@@ -27,11 +27,10 @@ from torch import Tensor
 from mi_course.models.batch import columns_of
 from mi_course.objects import Scores, Task
 
+from . import integrated_gradients
 from .blocks import Blocks, States
 from .edge_runs import RUNS, SIGN, Contrast, contrasts
 from .graph import PARTS, Graph
-
-RULES = ("midpoint", "left", "right")
 
 
 def eap(model, task: Task, kind: str = "noising", batch_size: int = 32) -> Scores:
@@ -77,12 +76,7 @@ def path_points(steps: int, rule: str, from_clean: bool = True) -> list[float]:
 
     The rules count from the corrupted end; from_clean: the base run is the clean one.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule={rule!r} is unknown; choose one of {', '.join(RULES)}")
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]
-    clean = [(k + shift) / steps for k in range(steps)]
+    clean = integrated_gradients.path_points(steps, rule)
     return [1 - c for c in clean] if from_clean else clean
 
 

@@ -16,15 +16,10 @@ import numpy as np
 import torch
 
 from mi_course.locate.integrated_gradients import Walk, integrated_gradients, path_points
+from mi_course.locate.magnitude import all_neurons
 from mi_course.locate.passes import Cost, GradientScores, Target, metric, observe, parts, per_site
 from mi_course.models import Site
 from mi_course.objects import Task
-
-
-def all_neurons(model, position: int | None = None) -> list[str]:
-    """Sites of all neurons of the model, at all positions or at one of them: "L2N117" or "L2N117@-1"."""
-    at = "" if position is None else f"@{position}"
-    return [f"L{layer}N{j}{at}" for layer in range(model.n_layers) for j in range(model.d_ffn)]
 
 
 def knowledge_neurons(

@@ -45,9 +45,10 @@ __all__ = [
 NORMS = ("l2", "linf", "raw", "write")
 
 
-def all_neurons(model) -> list[str]:
-    """Sites of all neurons: "L0N0" ..."""
-    return [f"L{layer}N{j}" for layer in range(model.n_layers) for j in range(model.d_ffn)]
+def all_neurons(model, position: int | None = None) -> list[str]:
+    """Sites of all neurons of the model, at all positions or at one of them: "L2N117" or "L2N117@-1"."""
+    at = "" if position is None else f"@{position}"
+    return [f"L{layer}N{j}{at}" for layer in range(model.n_layers) for j in range(model.d_ffn)]
 
 
 # --- reading sizes ---------------------------------------------------------------------------------------------------

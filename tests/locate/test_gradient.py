@@ -10,7 +10,8 @@ import torch
 import mi_course as mi
 from mi_course.locate import causal, gradient
 from mi_course.locate import integrated_gradients as ig
-from mi_course.locate.knowledge_neurons import all_neurons, context_neurons, knowledge_neurons, select
+from mi_course.locate.knowledge_neurons import context_neurons, knowledge_neurons, select
+from mi_course.locate.magnitude import all_neurons
 from mi_course.objects import Task
 from mi_course.world import compiled
 from tests.models.common import FAMILIES, hooks_left, make
