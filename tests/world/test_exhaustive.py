@@ -114,10 +114,15 @@ def test_the_shipped_map_holds_what_the_plan_says(lab):
     assert len(ex.exhaustive("facts", "heads", "resample", mi.load("lab-llama"))) == 24
 
 
-@pytest.mark.parametrize(
-    ("name", "objects", "kind"),
-    [("facts", "heads", "mean"), ("ioi", "ffns", "resample"), ("capitals", "neurons", "zero"), ("ioi", "edges", "mean")],
-)  # fmt: skip
+SAMPLES = [
+    ("facts", "heads", "mean"),
+    ("ioi", "ffns", "resample"),
+    ("capitals", "neurons", "zero"),
+    ("ioi", "edges", "mean"),
+]
+
+
+@pytest.mark.parametrize(("name", "objects", "kind"), SAMPLES)
 def test_the_shipped_map_equals_a_fresh_computation(lab, name, objects, kind):
     scores, errors = (read(name, objects, kind, lab) for read in (ex.exhaustive, ex.standard_errors))
     chosen = random.Random(name).sample(scores.sites, 3)
