@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mi_course.objects import Scores, Task
 
@@ -31,7 +32,15 @@ class Pruned:
     forwards: int
 
 
-def acdc(model, task: Task, threshold: float, kind: str = "noising", distance: str = "kl", seed: int = 0) -> Pruned:
+def acdc(
+    model,
+    task: Task,
+    threshold: float,
+    kind: str = "noising",
+    distance: str = "kl",
+    seed: int = 0,
+    progress: bool = False,
+) -> Pruned:
     """Drop edges one by one, from the logits back, as long as little changes.
 
     Start with all edges. For each receiver from last to first, and each sender into it from last to first: run the
@@ -41,6 +50,7 @@ def acdc(model, task: Task, threshold: float, kind: str = "noising", distance: s
 
     distance: "kl", KL(whole model || circuit) of the next token at the answer, in nats, mean over items; or "metric",
         the absolute change of the mean metric.
+    progress: show a bar over the receivers.
     """
     if distance not in ("kl", "metric"):
         raise ValueError(f"distance={distance!r} is unknown; choose 'kl' or 'metric'")
@@ -56,7 +66,8 @@ def acdc(model, task: Task, threshold: float, kind: str = "noising", distance: s
 
     circuit, now, tries = graph.allowed.clone(), 0.0, 0
     changes = torch.zeros(circuit.shape)
-    for column in reversed(range(len(graph.receivers))):
+    backwards = range(len(graph.receivers) - 1, -1, -1)
+    for column in tqdm(backwards, desc="ACDC, receivers", disable=not progress, mininterval=1):
         senders = graph.allowed[:, column].nonzero().flatten().tolist()
         if not _is_read(graph, circuit, column):
             circuit[senders, column] = False

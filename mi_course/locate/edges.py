@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mi_course.objects import Scores, Task
 
@@ -26,19 +27,27 @@ from .graph import Graph
 CHUNK_TOKENS = 4096
 
 
-def ablate_edges(model, task: Task, edges: Iterable[str] | None = None, kind: str = "noising", seed: int = 0) -> Scores:
+def ablate_edges(
+    model,
+    task: Task,
+    edges: Iterable[str] | None = None,
+    kind: str = "noising",
+    seed: int = 0,
+    progress: bool = False,
+) -> Scores:
     """Change edges one by one: mean over items of F(edge changed) - F(base).
 
     Args:
         edges: names such as "L0H1->L3H5.q"; None takes every edge of the model.
         kind: "noising" or "denoising" (the twin's write), "zero", "mean" or "resample"; see `locate.edge_runs`.
         seed: of the random prompts of "resample".
+        progress: show a bar; all edges of a model of the size of GPT-2 take hours on a CPU.
     Helpful edges are negative, under denoising positive. The cost counts the runs that give the two writes as
     forwards, and the layers computed again for every edge as token-layers.
     """
     started, graph = time.perf_counter(), Graph(model)
     edges = graph.edges if edges is None else [str(edge) for edge in edges]
-    effects = edge_effects(model, task, edges, kind, seed)
+    effects = edge_effects(model, task, edges, kind, seed, progress)
     starts = torch.tensor([graph.layer_of(graph.index(edge)[1]) for edge in edges])
     tokens = int(model.tokenize(task.prompts).mask.sum())
     return Scores(
@@ -53,7 +62,9 @@ def ablate_edges(model, task: Task, edges: Iterable[str] | None = None, kind: st
 
 
 @torch.no_grad()
-def edge_effects(model, task: Task, edges: Iterable[str], kind: str = "noising", seed: int = 0) -> Tensor:
+def edge_effects(
+    model, task: Task, edges: Iterable[str], kind: str = "noising", seed: int = 0, progress: bool = False
+) -> Tensor:
     """[n_edges, n_items]: F(edge changed) - F(base) of every item. Arguments as in `ablate_edges`."""
     graph = Graph(model)
     index = [graph.index(edge) for edge in edges]
@@ -62,16 +73,18 @@ def edge_effects(model, task: Task, edges: Iterable[str], kind: str = "noising",
     wanted = graph.mask(())
     rows, columns = (torch.tensor(axis) for axis in zip(*index))
     wanted[rows, columns] = True
-    found = [_effects(graph, wanted, contrast) for contrast in contrasts(model, task, kind, seed=seed)]
+    found = [_effects(graph, wanted, contrast, progress) for contrast in contrasts(model, task, kind, seed=seed)]
     return torch.cat(found, dim=-1)[rows, columns]
 
 
-def _effects(graph: Graph, wanted: Tensor, c: Contrast) -> Tensor:
+def _effects(graph: Graph, wanted: Tensor, c: Contrast, progress: bool) -> Tensor:
     """[n_senders, n_receivers, B], zero where no edge is wanted."""
     base = c.metric(c.base.logits)
     effects = base.new_zeros(*wanted.shape, len(base))
-    for cells, column, logits in _changed(graph, wanted, c):
-        effects[cells, column] = c.metric(logits) - base
+    with tqdm(total=int(wanted.sum()), desc=f"edges, {len(base)} prompts", disable=not progress, mininterval=1) as bar:
+        for cells, column, logits in _changed(graph, wanted, c):
+            effects[cells, column] = c.metric(logits) - base
+            bar.update(len(cells))
     return effects
 
 
