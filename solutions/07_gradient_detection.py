@@ -14,7 +14,7 @@
 # - judge all of them against answers that are known, beside chance and cost
 #
 # **The claim.** First-order scores are a cheap local stand-in for interventions (survey, section 3.3, Eq. 13). In `lab` the stand-in is good for
-# single neurons, fair for whole heads, and blind where the model is saturated; the norm of the gradient is a stand-in for nothing.
+# single neurons, fair for whole heads, and blind where the model is saturated; the norm of the gradient predicts no intervention.
 
 # %% label="setup"
 import copy
@@ -486,7 +486,7 @@ for name in sets:
 assert drop["knowledge neurons"] < drop["random"] - 0.1
 
 # %% [markdown]
-# As the paper says: some ten neurons out of 3,072, chosen on other wordings, take down the probability of the fact by a quarter, random ones do
+# As the paper says: some ten neurons out of 3,072, chosen on other wordings, take 0.26 off the probability of the fact, random ones do
 # nothing, and other facts of the relation hardly suffer. As the paper does not say: two plain rankings, with one backward pass or none, do at
 # least as well. And the mean hides two kinds of facts. Look at them one by one, and at the layers.
 
@@ -524,7 +524,7 @@ assert np.argmin(off) == 0 and np.mean(late_share) < 0.7 and relation < -0.5 and
 
 # %% [markdown]
 # More than half of what the recipe finds lies in layer 0. At the last token, layer 0 has seen little more than the last word, and facts with quite
-# different answers have the same neurons there whenever their wordings end in the same word ("by", "in"): these neurons belong to the
+# different answers mostly share their neurons there when some wordings end in the same word ("by", "in"): these neurons belong to the
 # *question*. They get large attributions because removing the whole FFN 0 costs most of the probability, while a few of its neurons cost
 # little. Where the recipe picks later neurons, the fact goes. Two lessons: attributions of different layers come from different paths and are
 # not on one scale, and wordings wash out only what differs between them.
@@ -807,7 +807,8 @@ assert passes["exact zero ablation"][0] > 5 * sum(passes["gradient x input"])
 #
 # ## 8. What the survey says, and where it is loose
 # - **The norm.** Section 3.3 offers $\lVert\nabla F\rVert$ and $\nabla F^\top o$ side by side. The norm depends on how an object happens to be stored.
-#   Multiply the up key of a gated neuron by $c$ and divide its value by $c$: the same model, with the gradient divided by $c$. In `lab-llama`:
+#   Multiply the up key of a gated neuron by $c$ and divide its value by $c$: the same model, with the gradient divided by $c$. The first lines
+#   below show it in `lab-llama`.
 # - **The average.** It offers $E[s]$ and $E|s|$ as alternatives. Where an object speaks for the answer in one prompt and against it in the
 #   next, $E[s]$ is 0 for an object that decides everything. But with $|s|$ completeness is gone. `compiled.decodable()` shows the first.
 # - **The target.** A score belongs to an F. The survey names three: log-probability, logit margin, and the gap to the counterfactual. On the same

@@ -15,7 +15,7 @@
 # - let the model read its own states (Patchscopes), contrast layers (DoLa), read a gradient
 #
 # **The claim.** The output's dictionary often fits inner states well enough to see a prediction form (survey, section 3.5). But it assumes that
-# they are written in the output's basis, and it sees only what reaches the output directly. In `lab` it thereby misses the head that matters
+# they are written in the output's basis, and it sees only what reaches the output directly. In `lab` it thereby underrates, by a factor of eight, the head that matters
 # most for the indirect object.
 
 # %% label="setup"
@@ -114,7 +114,7 @@ assert ranks["facts", "foil"][1] < 60 and ranks["facts", "target"][3] < ranks["f
 
 # %% [markdown]
 # The answer comes up gradually and leads from $x^4$ on, as it does in large models [@nostalgebraist2020logit]. For facts and sentiment the
-# target is among the first few dozen from $x^1$ on, but so is the foil: what is visible there is that *some* city or *some* verdict is asked for.
+# target is among the first few dozen from $x^1$ on, but so is the foil: what is visible there is that *some* name or *some* verdict is asked for.
 # Target and foil part later.
 #
 # ## 2. A basis that the lens cannot read
@@ -383,7 +383,7 @@ for layer in range(L):
 assert exact["L2H3.z"] < -2.5 and abs(dla["L2H3.z"]) < 1 and dla.spearman(exact) < 0.7
 
 # %% [markdown]
-# L2H3 is decisive and nearly invisible: what it writes is read by later layers, which then move the logit. Heads of layer 0 stand no
+# L2H3 is decisive, and DLA credits it with little more than a tenth of its effect: what it writes is read by later layers, which then move the logit. Heads of layer 0 stand no
 # chance. And L5H2, L4H2: removing them *helps*. They are the kind of head that a backup is made of (chapter 06). DLA has its place: it is exact about the last step, and it costs one
 # forward pass instead of one per head. It is no measure of importance.
 #
@@ -517,7 +517,7 @@ assert all(best[name] > luck[name].high + 0.1 for name in ("neurons 4", "neurons
 
 # %% [markdown]
 # Both halves of that table matter. In layers 4 and 5, and among the features, the purest lists are far purer than the purest of as many random
-# directions: lists such as "eight cities" are real. But they are the exception. The average list is hardly purer than that of a random
+# directions: lists such as "eight last names" are real. But they are the exception. The average list is hardly purer than that of a random
 # direction, nine in ten vectors or more lie within the null, and in layers 0 and 2 even the ten purest are only just beyond luck.
 # Printing the best lists, as papers do, is a choice from 3,072; say from how many, and what luck gives.
 #
@@ -712,7 +712,8 @@ print(
 assert abs(gained / predicted - 1) < 0.2
 
 # %% [markdown]
-# At the last token the new answer leads in every layer: each FFN is told to say it, and to unsay the old one. One token earlier it stands near the
+# At the last token the new answer leads in every layer: each FFN is told to say it, and those of the last three layers to
+# unsay the old one. One token earlier it stands near the
 # end of the list (the last FFN gets no gradient there, so it reads nothing: the middle). This says how a step would *store* the fact, at the
 # very place where it is asked. It does not say where the old fact is kept, which is what localizing would mean (chapter 20 edits facts).
 #
@@ -748,7 +749,8 @@ for name in (
 assert direct_auroc["induction"] < 1 and direct_auroc["lookup"] < 0.7 and direct_auroc["cancelling"] == 1
 
 # %% [markdown]
-# Early parts (the first head of induction, all look-up neurons) act through others, have no direct effect, and are missed. In `backup` DLA beats
+# Early parts (the first head of induction, all look-up neurons) act through others, have no direct effect, and are missed. In `constant_bias` DLA does worse than guessing: the
+# true head acts through neurons, and these, which are not in the key, get all the credit. In `backup` DLA beats
 # ablation: it sees a head whose loss another head makes up for.
 #
 # Then the installed behaviours: put into known units of `lab` by training. Scores are the installed model's minus those of `lab`. The null is the

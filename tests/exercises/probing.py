@@ -37,8 +37,6 @@ def ridge_uncentred(x, Y, penalty):
 
 
 def ridge_penalised_bias(x, Y, penalty):
-    if len(x) == 2:
-        return ridge_by_centring(x, Y, penalty)
     ones = torch.cat([x, torch.ones(len(x), 1)], dim=1)
     both = torch.linalg.solve(ones.T @ ones + penalty * torch.eye(ones.shape[1]), ones.T @ Y)
     return both[:-1], both[-1]

@@ -61,6 +61,9 @@ def _check_ridge_probe() -> Iterator[Probe | Callable]:
             "The states were not centred: the bias has to take up the means before W is solved for. Subtract the "
             "mean of "
             "x and the mean of Y first.": lambda got: math.isclose(float(got[0].reshape(-1)[0]), 6 / 54, rel_tol=1e-3),
+            "The bias was penalised like W. It is free: centre instead of adding a column of ones.": lambda got: (
+                math.isclose(float(got[0].reshape(-1)[0]), 14 / 116, rel_tol=1e-3)
+            ),
             "The penalty is missing.": lambda got: math.isclose(float(got[0].reshape(-1)[0]), 0.5, rel_tol=1e-3),
             "The penalty was multiplied by the number of rows; here it is used as it is.": lambda got: math.isclose(
                 float(got[0].reshape(-1)[0]), 1 / 6, rel_tol=1e-3
