@@ -142,9 +142,9 @@ assert mine > 0.95
 # ## 2. An accuracy is nothing without its baselines
 # Four numbers belong beside every probe:
 #
-# - **majority**: always say the commonest label
+# - **majority**: always say the commonest label of the training part
 # - **embedding only**: probe the token embedding at the same position. Here the last token is the same word in all prompts, so this is
-#   chance.
+#   chance (not exactly 0.5: what is commonest in the training part can be the rarer class in the test part).
 # - **bag of words**: probe the mean embedding of all tokens. It knows which words occur and not in what order.
 # - **random weights**: probe the untrained model, in which words are mixed but nothing was learned
 #
@@ -266,10 +266,9 @@ show(
     ),
     alt="Four lines over the layers. Split by row and by template, the city is read with 0.6 to 0.95 "
     "from layer 1 on. "
-    "Split by entity or by both, the lines stay near the null band up to layer 4 and end near 0.35.",
+    "Split by entity or by both, the lines stay below 0.25 up to x5 and end near 0.35.",
     reading="At the name: with known names the probe is right in up to 95 of 100 cases, with new names "
-    "hardly ever "
-    "before layer 5. Grey: cities dealt anew to the names.",
+    "in at most 21 before x6. Grey: cities dealt anew to the names, at x3.",
 )
 leaky, honest = place_lines["by row"][1], place_lines["by entity"][1]
 print(f"x1 at the name: by row {leaky:.2f}, by entity {honest:.2f}")
@@ -280,8 +279,8 @@ print(
 assert leaky > 0.7 and honest < 0.3
 
 # %% [markdown]
-# Split by row, one would report: "the city is known at the last token of the name, from layer 1 on". Split by entity, nothing of the kind
-# is there before layer 5: the probe had learned the names by heart. (Names have two tokens, and the embedding of the last one is shared by
+# Split by row, one would report: "the city is known at the last token of the name, from layer 1 on". Split by entity, the probe is right
+# in at most one case of five up to $x^5$: the first probe had learned the names by heart. (Names have two tokens, and the embedding of the last one is shared by
 # ten landmarks. At layer 1 the tokens have been put together, so that a probe can tell all names apart.) Only in the last layers, and far
 # better at the last token (0.82) than at the name (about a third), does the city become something that a probe can read for a landmark that
 # it never met. Template splits do not help with this; they guard against another shortcut, cues in the wording.
@@ -290,7 +289,7 @@ assert leaky > 0.7 and honest < 0.3
 # shuffling rows would tear apart what can be learned by heart, and give too low a null.
 #
 # ## 4. How much can the probe do by itself?
-# A large probe can learn a lot that the state does not "know". Hewitt and Liang [@hewitt2019designing] measure this with a **control
+# A large probe can learn a lot that the state does not "know". [@hewitt2019designing] measure this with a **control
 # task**: every word type gets a random label, the same for all its occurrences. No model knows these labels, so whatever accuracy the probe
 # reaches, it learned by heart.
 #
@@ -362,7 +361,7 @@ assert all(selectivity[site, "logistic"] > selectivity[site, "mlp"] for site in 
 # cannot be learned at all, and the difference says no more than the accuracy.
 #
 # ## 5. How fast does the probe learn? Description length
-# Accuracy on plenty of data hides how hard the reading was. Voita and Titov [@voita2020information] ask how many **bits** it takes to send
+# Accuracy on plenty of data hides how hard the reading was. [@voita2020information] ask how many **bits** it takes to send
 # the labels to someone who has the states. The online code sends them in blocks. The first block costs $\log_2 K$ bits a label. Then both
 # sides fit the probe on all blocks so far, and a label of the next block costs $-\log_2 p(\text{label})$ under it. A property that is laid
 # out simply is learned from few rows, so its code is short.
@@ -531,7 +530,7 @@ show(
     curves(ks, sparse, xlabel="k", ylabel="accuracy for good"),
     alt="Accuracy over k for four sets of columns. The SAE of mlp3 starts at 1, neurons at 0.95; the SAE "
     "of x3 and "
-    "the coordinates of x3 stay near 0.6 up to k = 4 and pass 0.9 at 16.",
+    "the coordinates of x3 stay below 0.7 up to k = 4 and pass 0.9 at 16.",
     reading="One feature of the SAE on mlp3 is enough, and one neuron nearly. On x3 it takes 16 of "
     "either kind.",
 )
@@ -540,7 +539,7 @@ assert sparse["SAE of mlp3"][0] > 0.98 and sparse["neurons3"][0] > 0.9 > 0.7 > s
 # %% [markdown]
 # Four things to take home.
 #
-# - One feature of the SAE on the output of FFN 3 *is* the verdict. The SAE on $x^3$ has no such feature: there sixteen features do about as
+# - One feature of the SAE on the output of FFN 3 gives the verdict without an error. The SAE on $x^3$ has no such feature: there sixteen features do about as
 #   well as sixteen raw coordinates. Whether an SAE helps depends on where it sits. (In large models SAE probes rarely beat good baselines
 #   [@kantamneni2025_sparseprobing]; and a general feature can lose part of its cases to a more specific one, absorption, chapter 04.)
 # - One neuron is nearly enough too. But four *random* neurons are also enough: the property is written so broadly that finding a unit that
@@ -593,9 +592,9 @@ for title, scores in (
         ),
         alt=f"{title}, by layer and head. "
         + (
-            "From layer 2 on nearly all heads are near 1."
+            "From layer 3 on all heads are above 0.9."
             if scores is probed
-            else "One head, L3H1, has a change of about -16; two of layers 0 and 1 have -2 to -4."
+            else "One head, L3H1, has a change of about -17; two of layers 0 and 1 have -2 to -3."
         ),
         reading="Nearly every late head tells good from bad."
         if scores is probed
@@ -614,9 +613,9 @@ print("FFNs: " + "   ".join(f"{f} {read[f]:.2f} ({moved[f]:+.1f})" for f in caus
 assert able > 10 and len(idle) >= 8 and abs(agreement) < 0.4 and patched.top(1) == ["L3H1.z"]
 
 # %% [markdown]
-# The FFNs are no better: all six are read with 0.9 or more, and the one that is read worst, FFN 0, has the largest effect. Ten heads could
-# serve as an example of "a head that represents sentiment", and do nothing for the answer. The probe's ranking says next to nothing about
-# the causal one.
+# The FFNs are no different: all six are read with 0.9 or more, and the one that is read worst, FFN 0, has the largest effect. Ten heads could
+# serve as an example of "a head that represents sentiment", and change the answer by less than half a logit. The probe's ranking says next
+# to nothing about the causal one.
 #
 # The reverse happens too. In *verdict*, the model judges claims ("true or false : lonely harbor is in bangkok ?"). One head matters most.
 
@@ -624,16 +623,18 @@ assert able > 10 and len(idle) >= 8 and abs(agreement) < 0.4 and patched.top(1) 
 claims, fresh = world.task("verdict", split="train", n=500), world.task("verdict", split="test", n=150)
 truth = [label["truth"] for label in claims.labels + fresh.labels]
 claim_halves = Split(list(range(len(claims))), list(range(len(claims), len(truth))))
-x = features(model, claims.prompts + fresh.prompts, ["L3H1.z"])["L3H1.z"]
+x, *streams = features(model, claims.prompts + fresh.prompts, ["L3H1.z", "x4", "x5", "x6"]).values()
 linear, mlp = (evaluate(x, truth, claim_halves, kind) for kind in ("logistic", "mlp"))
+later = [evaluate(stream, truth, claim_halves) for stream in streams]
 effect = causal.patch_each(model, fresh.subset(50), ["L3H1.z"], "noising")["L3H1.z"]
 print(f"L3H1 on claims: effect {effect:.1f} logits; linear probe {linear:.2f}, MLP {mlp:.2f}, "
       f"majority {majority(truth, claim_halves):.2f}")  # fmt: skip
-assert effect < -10 and linear < 0.65 < mlp
+print("linear probe of the stream at x4, x5, x6:", "  ".join(f"{value:.2f}" for value in later))
+assert effect < -10 and linear < 0.65 < mlp and later[-1] > 0.95
 
 # %% [markdown]
 # The head carries what decides the verdict, and a linear probe reads next to nothing of it: the truth of a claim is in how its parts fit
-# together, and becomes a direction only later, through the next layers. A probe that fails is no proof of absence.
+# together, and becomes a direction only later, through the next layers (0.69, 0.91 and 1.00 in the stream). A probe that fails is no proof of absence.
 #
 # ## 9. From reading to writing: which direction?
 # A binary probe has a direction, the difference of the two columns of $W_P$. Can one steer with it, or erase the property by projecting it
@@ -663,7 +664,7 @@ lda_direction = check("probing.lda_direction", lda_direction)
 # %% [markdown]
 # And how does one take a property out so that *no* linear probe finds it? Projecting out one probe's direction is not enough: the next
 # probe finds another one. Iterating this is INLP [@ravfogel2020null]. But there is a shortcut. A linear probe can have a smaller loss (such
-# as $-\log p$) than a constant only if the class means differ (Belrose et al. [@belrose2023leace] prove it), so it suffices to make them
+# as $-\log p$) than a constant only if the class means differ ([@belrose2023leace] prove it), so it suffices to make them
 # equal. LEACE does that with the smallest change of the states. For two classes it is one line: read with $w = \Sigma^{-1} \delta$
 # ($\Sigma$ the covariance of *all* states around their mean $\mu$), and take away along $\delta$:
 #
@@ -709,7 +710,7 @@ assert after["LDA direction"] > 0.95 and max(after["LEACE"], after["mean differe
 
 # %% [markdown]
 # (Accuracy on the rows that the probe was fitted on.) Removing one direction leaves enough for a new probe, eight rounds of INLP leave a
-# little, and removing the mean difference or LEACE nothing. LEACE moves the states less.
+# little, and removing the mean difference or LEACE nothing. LEACE moves the states less than the mean difference does.
 #
 # Does the *model* notice? At every layer we erase at the last token of new reviews, in four ways. The measure is $F$, the logit of the
 # right verdict minus that of the wrong one. The null: random directions, three per layer.
@@ -767,7 +768,7 @@ assert added["mean difference"][3] > 0.95 > 0.3 > added["LDA"][3]
 # - From $x^4$ on the mean difference, the logistic direction and LEACE all break the answer, and adding the first two turns it round.
 # - The LDA direction reads as well as any and is almost useless as a handle. It is a **filter**: it points where the noise is small, not
 #   where the property lies. The mean difference is the **pattern**, what the property adds to a state. LEACE needs both, each for its job.
-#   Marks and Tegmark [@marks2024geometry] find the mean difference more causal than the logistic direction in large models; here those two
+#   [@marks2024geometry] find the mean difference more causal than the logistic direction in large models; here those two
 #   do alike.
 #
 # ## 10. Scoreboard: is the probe a localizer?

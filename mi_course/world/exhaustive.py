@@ -229,6 +229,10 @@ PLAN = [  # cheap and most used first
     *(("edges", kind, MAIN) for kind in KINDS),
     ("neurons", "zero", OTHERS),
     ("neurons", "mean", MAIN),
+    *(("edges", kind, OTHERS) for kind in KINDS),
+    ("neurons", "resample", MAIN),
+    ("neurons", "mean", OTHERS),
+    ("neurons", "resample", OTHERS),
 ]  # lab-llama has heads and FFNs
 
 
