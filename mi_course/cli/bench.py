@@ -58,11 +58,10 @@ def run(args) -> int:
         results["seconds"] = loading()
     for name in ["lab", "gpt2-small-shape"] if args.model == "all" else [args.model]:
         model = make_model(name)
-        results["models"][name] = {
-            part: _module(part).measure(model, args.pairs if part == "core" else PAIRS_OF_PARTS[name])
-            for part in PARTS
-            if part in args.parts
-        }
+        found = results["models"][name] = {}
+        for part in [part for part in PARTS if part in args.parts]:
+            found[part] = _module(part).measure(model, args.pairs if part == "core" else PAIRS_OF_PARTS[name])
+            print(f"{name}, {part}: {json.dumps(found[part])}", file=sys.stderr, flush=True)  # a long wait: say how far
     results["verdicts"] = verdicts(results)
     print(json.dumps(results, indent=1) if args.json else as_text(results))
     return 0
