@@ -287,7 +287,7 @@ print(f"six random others, together: {min(null):+.1f} to {max(null):+.1f}")
 assert joint / everything > 0.9 and sum(alone) / everything < 0.5 and joint < min(null) - 5
 
 # %% [markdown]
-# The six heads carry almost everything together, and less than half when the single effects are added up: backups, as Wang et al. found in
+# The six heads carry almost everything together, and less than half when the single effects are added up. That is what backups would do, which Wang et al. found in
 # GPT-2. Six strong single heads are not the best six. They were chosen on train prompts and measured on test prompts. Greedy is no guarantee either: where two objects are idle alone, as
 # in `backup`, the first of them is chosen only when nothing better is left.
 #
@@ -503,7 +503,7 @@ for part in "qkv":
 assert strongest["q"][0] == "L2H3.z" and strongest["q"][1] < 2 * min(strongest["k"][1], strongest["v"][1])
 
 # %% [markdown]
-# L2H3 tells L3H1 *where to look*, through its query, and that is the role of the S-inhibition heads of the IOI circuit. The single path
+# L2H3 tells L3H1 *where to look*, through its query, and that is the role of the S-inhibition heads of the IOI circuit, which tell name movers where not to look. The single path
 # carries about one logit of the seven that L2H3 moves in total; the rest takes other ways.
 #
 # ## 7. Ships: an effect without an answer

@@ -217,7 +217,7 @@ assert np.allclose(estimate.values, exact_tiny.values, atol=1e-2)
 # \frac{\partial F}{\partial z_v}\Big|_{x_k}$$
 #
 # Token ids cannot be mixed, so $x$ is the *embedded* input x0, and the twins must have the same length. The survey's Eq. 18 has $\alpha_k = k/n$, $k = 1 \dots n$
-# (`right`); the released code starts at 0 and leaves the clean end out (`left`). In general the midpoint rule needs the fewest steps; in the numbers below `left` happens to come as near.
+# (`right`); the released code starts at 0 and leaves the clean end out (`left`). In general the midpoint rule needs the fewest steps; in the numbers below `left` happens to come as near or nearer.
 
 # %% [markdown] exercise="circuits.path_average" difficulty=2 minutes=8
 # ### Exercise: the mean gradient on a path
@@ -241,7 +241,8 @@ path_average = check("circuits.path_average", path_average)
 
 # %% [markdown]
 # The same thing on the saturated model. We also use your function to integrate the gradient at the input of `lab`: times the change of the input
-# it must give the whole change of F.
+# it must give the whole change of F. On the saturated model watch how many steps it takes: the slope is steep on a short piece of the way, and five points
+# hit or miss it.
 
 # %% label="saturated" tags=["nbval-check-output"]
 flat = compiled.saturated()
