@@ -83,6 +83,7 @@ class Sweep:
         self.started = time.perf_counter()
         self._past: Past | None = None
         self._weights = None
+        self._writers: dict[Site, Tensor] = {}
         self._chosen = Chosen(self.batch.mask, self.batch.mask)
 
     @cached_property
@@ -164,6 +165,7 @@ class Sweep:
         state = [(p.data_ptr(), p._version) for p in self.model.hf.parameters()]
         if state != self._weights:
             self._past, self._weights = None, state
+            self._writers.clear()
         wanted = {str(site) for taps in cells for site in self._needed(self._lifted(taps))}
         missing = sorted(wanted - self._past.also.keys()) if self._past else sorted(wanted)
         if self._past and not missing:
@@ -250,12 +252,21 @@ class Sweep:
             indices = {None}
         rows = slice(None) if None in indices else sorted(indices)  # only the neurons or heads that changed
         if lifted.kind == "neuron":
-            difference = difference[..., rows] @ weights.ffn(model, layer).W_out[rows]
+            difference = difference[..., rows] @ self._writer(lifted)[rows]
         elif lifted.kind == "head":
             per_head = difference.unflatten(-1, (model.n_heads, -1))[..., rows, :]
-            difference = per_head.flatten(-2) @ weights.attention(model, layer).W_O[rows].flatten(0, 1)
+            difference = per_head.flatten(-2) @ self._writer(lifted)[rows].flatten(0, 1)
         after = past.also[f"mid{layer}"] if self._passes_ffn(lifted) else past.x[layer + 1]
         return of_base(after) + difference
+
+    def _writer(self, lifted: Site) -> Tensor:
+        """W_out of the neurons, or W_O of the heads, of a layer; looked up once for all cells."""
+        if lifted not in self._writers:
+            of_head = lifted.kind == "head"
+            read = weights.attention if of_head else weights.ffn
+            found = read(self.model, lifted.layer)
+            self._writers[lifted] = found.W_O if of_head else found.W_out
+        return self._writers[lifted]
 
     def _add_ffns(self, plans: list[_Plan]) -> None:
         """Where a cell starts from x^mid, add what the FFN writes: for all cells of a layer at once."""
