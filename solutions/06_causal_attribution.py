@@ -29,7 +29,7 @@ from mi_course.evaluate.localizers import random_rankings
 from mi_course.locate import causal, search
 from mi_course.locate.mediation import mediation, path_patching
 from mi_course.objects import Task
-from mi_course.teach import Question, bars, check, curves, heatmap, quiz, show
+from mi_course.teach import Question, check, curves, heatmap, quiz, show
 from mi_course.world import compiled, installed_tasks
 
 torch.manual_seed(0)

@@ -30,10 +30,9 @@ from mi_course.evaluate import null_band
 from mi_course.locate import backward_lens, causal, direct, patchscopes, projection, token_lists
 from mi_course.locate.tuned_lens import lens_kl, train_tuned_lens
 from mi_course.models import weights
-from mi_course.objects import Scores
 from mi_course.objects.sae_features import stream_directions
 from mi_course.objects.weights import folded_unembedding, neuron_values
-from mi_course.teach import Question, bars, check, curves, heatmap, quiz, show
+from mi_course.teach import Question, bars, check, curves, quiz, show
 from mi_course.world import compiled, installed_tasks, lexicon
 
 torch.manual_seed(0)
@@ -174,7 +173,7 @@ d = small.d_model
 A, b = torch.zeros(d, d, requires_grad=True), torch.zeros(d, requires_grad=True)
 optimizer = torch.optim.Adam([A, b], lr=0.02)
 with torch.enable_grad():
-    for step in range(100):
+    for _ in range(100):
         loss = tuned_loss(x2[:40], A, b, small.unembed, final[:40])
         optimizer.zero_grad()
         loss.backward()

@@ -37,7 +37,7 @@ from mi_course.locate.graph import Graph
 from mi_course.locate.head_report import head_reports
 from mi_course.models import weights
 from mi_course.objects.weights import head
-from mi_course.teach import Question, bars, check, curves, heatmap, quiz, show
+from mi_course.teach import Question, check, curves, heatmap, quiz, show
 from mi_course.world import compiled
 
 torch.manual_seed(0)

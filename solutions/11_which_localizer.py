@@ -472,12 +472,13 @@ assert line("gradient x input", "T2", "ffns")["spearman"] < 0.5 < line("norm", "
 #   asks for the 4 or 5 neurons that are *used* among the 24 that were trained, and zero ablation finds a third: neurons of later layers, which
 #   were not trained but speak the answer, have larger effects.
 # - **Free behaviours, heads and neurons.** It is the best of the cheap methods there as well, somewhat below the ceiling.
-# - **Free behaviours, FFNs.** It fails. Taking a whole FFN away is no small step, and F is far from linear on the way. Integrated gradients, which
+# - **Free behaviours, FFNs.** It fails. Taking a whole FFN away is no small step, and the metric is far from linear on the way. Integrated gradients, which
 #   walk the way in steps, are nearly exact; even the norm is good. (Loud FFNs are important ones in this model; loud heads are not.)
 # - **Patching and its estimates** agree with each other and little with the zero-ablation map of heads, exact or not. They answer another question:
 #   what differs from the twin? For sycophancy, no twin of equal length has the old answer (everyone agrees with a true claim), so there is
 #   little for an exchange to find, and their marks on installed heads suffer.
-# - **Probes, detectors, attention mass** measure what can be read, or where a head looks. Against the map their marks are near chance.
+# - **Probes, detectors, attention mass** measure what can be read, or where a head looks. On the heads of the map, probe and
+#   detector are at chance; attention mass (0.27) is little above luck (0.17).
 #
 # ### Accuracy against cost
 # Cost in forward passes per prompt, a backward pass counted as two. Exact methods pay per site, so for the 3,072 neurons of `lab` zero ablation costs
@@ -494,6 +495,7 @@ colours = dict(
 )
 passes, accuracy = {}, {}
 for ax, (tier, measure) in zip(axes, (("T1", "auroc_alone"), ("T2", "spearman"))):
+    ax.axhline(0.5 if tier == "T1" else 0, color="grey", ls=":", lw=0.8)  # chance
     for m, one in LOCALIZERS.items():
         if (l := line(m, tier, "heads")) is None:
             continue
@@ -658,7 +660,7 @@ assert np.mean(free["consensus"]) < np.mean(free[best_free])
 
 # %% [markdown]
 # The consensus is better than the average member and worse than the best one. It is insurance: when you do not know which member to trust, it is
-# never the worst. But here we do know, and mixing a good method with methods that answer other questions makes it worse. Agreement among
+# never the worst of these means. But here we do know, and mixing a good method with methods that answer other questions makes it worse. Agreement among
 # relatives is no evidence either: members that rest on the same gradient agree with each other by construction.
 #
 # ## 8. Does a ranking carry over?
