@@ -252,7 +252,7 @@ def _check_eap_scores() -> Iterator[Probe]:
         means="(1 + 2 + 3 + 4) / 2 items = 5 and (10 + 8) / 2 = 9",
         diagnose={
             "The sign is turned round. The survey's Eq. 17 writes clean - corrupted, which is minus the effect of "
-            "corrupting the edge (audit A21). Here a score predicts F(edge corrupted) - F(clean).": torch.tensor(
+            "corrupting the edge. Here a score predicts F(edge corrupted) - F(clean).": torch.tensor(
                 [[-5.0, -9.0]]
             ),
             "The items were summed; take their mean.": torch.tensor([[10.0, 18.0]]),
