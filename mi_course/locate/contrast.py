@@ -152,7 +152,8 @@ def reason_score(
     mu+ and mu-: mean activation at tokens inside and outside the windows (`window` tokens before and after each
     occurrence of a word). H_i in 0 ... 1: entropy of the feature's mean activations around each word, over log(number
     of words); it punishes features of a single word. alpha = .7 and the window (1, 2) are those of the released code's
-    script. The sums run over the sites given, so give all features of a dictionary. Galichin et al. 2025.
+    script. The sums run over the sites given, so give all features of a dictionary. Galichin et al. 2025; the formula
+    was taken from code derived from theirs and not compared with the paper's equation.
 
     Raises ValueError when no prompt has one of the words, or nothing lies outside the windows.
     """
