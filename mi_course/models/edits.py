@@ -9,9 +9,9 @@ from left to right, works in generation with the KV cache, and leaves nothing be
 For scores and pattern the position is that of the query.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from .sites import Site, SiteError, parse_sites
 class Intervention:
     """A change of activations: `transform(value, where)` applied at `sites` and `positions`.
 
+    `name` and `arguments` say how it was made, so that it can be saved and made again (steer/saving.py).
     Use it as `with intervention.on(model): ...` or, with others, `with intervene(model, first, second): ...`.
     """
 
@@ -32,6 +33,7 @@ class Intervention:
     sites: tuple[Site, ...]
     transform: Callable[[Tensor, Where], Tensor]
     positions: object = "all"
+    arguments: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
         check_positions(self.positions)
@@ -63,12 +65,12 @@ def intervene(model, *edits):
 
 def edit(sites, function: Callable[[Tensor], Tensor], positions="all") -> Intervention:
     """Replace the value of each site by `function(value)`, which must keep shape and dtype. Shapes: `models.sites`."""
-    return _make("edit", sites, lambda value, where: function(value), positions)
+    return make("edit", sites, lambda value, where: function(value), positions, function=function)
 
 
 def zero(sites, positions="all") -> Intervention:
     """Set to zero (zero ablation)."""
-    return _make("zero", sites, lambda value, where: torch.zeros_like(value), positions)
+    return make("zero", sites, lambda value, where: torch.zeros_like(value), positions)
 
 
 def mean(sites, value, positions="all") -> Intervention:
@@ -77,7 +79,7 @@ def mean(sites, value, positions="all") -> Intervention:
     value: mean activation over a data set, without batch axis: [d] for x4, [] for L2N117, [H, d_head] for z3.
     """
     value = _as_tensor("value", value)
-    return _make("mean", sites, lambda now, where: _fit_feature(value, now, where).expand_as(now), positions)
+    return make("mean", sites, lambda now, where: fit_feature(value, now, where).expand_as(now), positions, value=value)
 
 
 def patch(sites, value, positions="all") -> Intervention:
@@ -88,12 +90,12 @@ def patch(sites, value, positions="all") -> Intervention:
     Generated tokens have no counterpart in a recorded prompt and keep their value.
     """
     value = _as_tensor("value", value)
-    return _make("patch", sites, lambda now, where: _fit_patch(value, now, where), positions)
+    return make("patch", sites, lambda now, where: _fit_patch(value, now, where), positions, value=value)
 
 
 def scale(sites, alpha: float, positions="all") -> Intervention:
     """Multiply by alpha: 0 ablates, 1 is the identity, above 1 amplifies."""
-    return _make("scale", sites, lambda value, where: value * alpha, positions)
+    return make("scale", sites, lambda value, where: value * alpha, positions, alpha=alpha)
 
 
 def project(sites, direction, positions="all") -> Intervention:
@@ -104,20 +106,25 @@ def project(sites, direction, positions="all") -> Intervention:
         raise ValueError(f"direction: shape {tuple(direction.shape)}, norm {norm:.3g}; give one non-zero vector [d]")
 
     def transform(value, where):
-        r = _fit_feature(direction / norm, value, where)
+        r = fit_feature(direction / norm, value, where)
         return value - (value * r).sum(-1, keepdim=True) * r
 
-    return _make("project", sites, transform, positions)
+    return make("project", sites, transform, positions, direction=direction)
 
 
 def add(sites, vector, alpha: float = 1.0, positions="all") -> Intervention:
     """Add alpha * vector (activation steering, Eq. 21). vector [d] for x4, no batch axis; alpha 0 is the identity."""
     vector = _as_tensor("vector", vector)
-    return _make("add", sites, lambda value, where: value + alpha * _fit_feature(vector, value, where), positions)
+
+    def transform(value, where):
+        return value + alpha * fit_feature(vector, value, where)
+
+    return make("add", sites, transform, positions, vector=vector, alpha=alpha)
 
 
-def _make(name: str, sites, transform, positions) -> Intervention:
-    return Intervention(name, tuple(parse_sites(sites)), transform, positions)
+def make(name: str, sites, transform, positions, **arguments) -> Intervention:
+    """A primitive edit. `transform(value, where)` keeps shape and dtype; `arguments` are those of `name`'s function."""
+    return Intervention(name, tuple(parse_sites(sites)), transform, positions, arguments)
 
 
 def _flatten(edits) -> Iterable[Intervention]:
@@ -162,7 +169,7 @@ def _as_tensor(name: str, value) -> Tensor:
     return tensor
 
 
-def _fit_feature(vector: Tensor, value: Tensor, where: Where) -> Tensor:
+def fit_feature(vector: Tensor, value: Tensor, where: Where) -> Tensor:
     """`vector` ready to broadcast over `value`. It must match one position of it, or the last axes of one position."""
     one = value.shape[1:2] + value.shape[3:] if where.axis == 2 else value.shape[2:]
     if vector.dim() > len(one) or vector.shape != one[len(one) - vector.dim() :]:

@@ -1,15 +1,20 @@
 """Steer: change the objects, and with them the behaviour (survey section 4).
 
-amplitude   off, to the mean, up and down                      vectors     add or remove a direction
-optimization  change chosen weights (rank-one edit)            weights     reversible edits of weights
+steer         Steer: edits under one dial, a schedule over time, a detector; together(model, ...)
+weights       WeightEdit: reversible edits of weights       saving      save and load both; refuses the wrong model
+amplitude     off, to the mean, up and down                 vectors     add or remove a direction
+optimization  change chosen weights (rank-one edit)
 """
 
-from . import amplitude, optimization, vectors
+from . import amplitude, optimization, saving, vectors
 from .optimization import rank_one_edit
+from .steer import Detector, Steer, together
 from .vectors import ablate_direction, add_vector, mean_difference, orthogonalise
 from .weights import WeightEdit
 
 __all__ = [
+    "Detector",
+    "Steer",
     "WeightEdit",
     "ablate_direction",
     "add_vector",
@@ -18,5 +23,7 @@ __all__ = [
     "optimization",
     "orthogonalise",
     "rank_one_edit",
+    "saving",
+    "together",
     "vectors",
 ]
