@@ -7,7 +7,7 @@ manager, such as `lambda: mi.intervene(model, mi.zero("L3H5"))`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -29,9 +29,12 @@ def batches(model, documents: Sequence, batch_size: int) -> Iterator[tuple[torch
 
 
 def _predicted(batch) -> torch.Tensor:
-    """[B, T-1] mask of positions whose next token is a real token too."""
+    """[B, T-1] mask of positions whose next token is a real token too. ValueError where a document has none."""
     mask = batch.mask.bool()
-    return mask[:, :-1] & mask[:, 1:]
+    mask = mask[:, :-1] & mask[:, 1:]
+    if not mask.any(1).all():
+        raise ValueError("documents: every document needs at least two tokens to have a next-token loss")
+    return mask
 
 
 def _row_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -47,8 +50,6 @@ def document_loss(model, documents: Sequence, batch_size: int = 64) -> torch.Ten
     losses = torch.empty(len(documents))
     for rows, batch in batches(model, documents, batch_size):
         mask = _predicted(batch)
-        if not mask.any(1).all():
-            raise ValueError("documents: every document needs at least two tokens to have a next-token loss")
         log_p = model(batch)[:, :-1].float().log_softmax(-1)
         nll = -log_p.gather(-1, batch.ids[:, 1:, None])[..., 0]
         losses[rows] = _row_mean(nll, mask).cpu()
@@ -66,9 +67,30 @@ def kl_to_base(model, steer: Steer, documents: Sequence, batch_size: int = 64) -
         base = model(batch)[:, :-1].float().log_softmax(-1)
         with steer():
             steered = model(batch)[:, :-1].float().log_softmax(-1)
-        kl = (base.exp() * (base - steered)).sum(-1)
-        divergence[rows] = _row_mean(kl, _predicted(batch)).cpu()
+        divergence[rows] = _row_mean(_kl(base, steered), _predicted(batch)).cpu()
     return divergence
+
+
+def _kl(base: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
+    """KL of two distributions given as log-probabilities [..., V]."""
+    return (base.exp() * (base - steered)).sum(-1)
+
+
+@torch.no_grad()
+def _moved(model, steers: Iterable[Steer], documents: Sequence, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean KL to the base and mean change of the loss for every steer, from one base pass: two arrays [n_steers]."""
+    steers = list(steers)
+    sums = np.zeros((2, len(steers)))
+    for _, batch in batches(model, documents, batch_size):
+        mask, following = _predicted(batch), batch.ids[:, 1:, None]
+        base = model(batch)[:, :-1].float().log_softmax(-1)
+        for i, steer in enumerate(steers):
+            with steer():
+                steered = model(batch)[:, :-1].float().log_softmax(-1)
+            change = base.gather(-1, following) - steered.gather(-1, following)
+            sums[0, i] += _row_mean(_kl(base, steered), mask).sum().item()
+            sums[1, i] += _row_mean(change[..., 0], mask).sum().item()
+    return tuple(sums / len(documents))
 
 
 @dataclass(frozen=True)
@@ -123,18 +145,14 @@ def side_effect_matrix(
         raise ValueError("give documents or tasks (or both): there is no domain to measure")
     domains = list(dict.fromkeys([*documents, *tasks]))
     kl, loss_change, accuracy_change = (np.full((len(steers), len(domains)), np.nan) for _ in range(3))
-    base_loss = {d: document_loss(model, documents[d], batch_size).mean().item() for d in documents}
-    base_accuracy = {d: float(tasks[d].accuracy(model)) for d in tasks}
-    for i, steer in enumerate(steers.values()):
-        for j, domain in enumerate(domains):
-            if domain in documents:
-                kl[i, j] = kl_to_base(model, steer, documents[domain], batch_size).mean().item()
+    for j, domain in enumerate(domains):
+        if domain in documents:
+            kl[:, j], loss_change[:, j] = _moved(model, steers.values(), documents[domain], batch_size)
+        if domain in tasks:
+            base = float(tasks[domain].accuracy(model))
+            for i, steer in enumerate(steers.values()):
                 with steer():
-                    loss_change[i, j] = document_loss(model, documents[domain], batch_size).mean().item()
-                loss_change[i, j] -= base_loss[domain]
-            if domain in tasks:
-                with steer():
-                    accuracy_change[i, j] = float(tasks[domain].accuracy(model)) - base_accuracy[domain]
+                    accuracy_change[i, j] = float(tasks[domain].accuracy(model)) - base
     return SideEffects(list(steers), domains, kl, loss_change, accuracy_change)
 
 

@@ -9,6 +9,7 @@ from .journal import progress
 from .library import cite
 from .plots import bars, curves, heatmap, lens_table, show, side_effects
 from .quizzes import Question, quiz
+from .reports import dose_figure, report_table, show_report, side_effect_bars
 from .widgets import circuitsvis, steering_slider
 
 __all__ = [
@@ -19,13 +20,17 @@ __all__ = [
     "circuitsvis",
     "cite",
     "curves",
+    "dose_figure",
     "heatmap",
     "hint",
     "lens_table",
     "papers",
     "progress",
     "quiz",
+    "report_table",
     "show",
+    "show_report",
+    "side_effect_bars",
     "side_effects",
     "steering_slider",
 ]

@@ -322,12 +322,13 @@ def curves(
     xlabel: str = "",
     ylabel: str = "",
     title: str = "",
+    band_label: str = "null band (mean ± 2 s.d.)",
 ) -> Figure:
     """Lines over x (a dose-response curve, say): name -> values [len(x)], with bands behind them.
 
     null: values [draws, len(x)] of matched random objects, drawn as their mean +- 2 s.d., or a pair (low, high) of
-    numbers or arrays. bands: name -> (low, high), arrays [len(x)]. neutral: the strength that does nothing, marked by
-    a vertical line.
+    numbers or arrays; band_label says what it is. bands: name -> (low, high), arrays [len(x)]. neutral: the strength
+    that does nothing, marked by a vertical line.
     """
     x = _array(x, "x", 1)
     figure, axes = _axes(6.2, 3.4)
@@ -337,7 +338,7 @@ def curves(
         else:
             draws = _array(null, "null", 2)
             low, high = (draws.mean(0) + sign * 2 * draws.std(0, ddof=1) for sign in (-1, 1))
-        axes.fill_between(x, low, high, color="#999999", alpha=0.35, lw=0, label="null band (mean ± 2 s.d.)")
+        axes.fill_between(x, low, high, color="#999999", alpha=0.35, lw=0, label=band_label)
     for i, (name, values) in enumerate(lines.items()):
         values = _array(values, f"lines[{name!r}]", 1)
         if len(values) != len(x):
