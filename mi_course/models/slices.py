@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -116,6 +118,38 @@ def weight_in_force(model: Model, name: str) -> Tensor:
     """The weight that is in force, also inside a context that has put another tensor in the parameter's place."""
     path, _, leaf = name.rpartition(".")
     return model.hf.get_submodule(path)._parameters[leaf].detach()
+
+
+@contextmanager
+def replaced(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Model]:
+    """While active, these tensors stand in the place of the named parameters. Gradients reach what they are made of.
+
+    The parameters themselves are not touched, and are back afterwards, also after an exception. A tensor is replaced
+    in its own module only: an unembedding that is tied to a replaced embedding stays as it was.
+    """
+    places = []
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        try:
+            module = model.hf.get_submodule(path)
+            old = module._parameters[leaf]
+        except (AttributeError, KeyError):
+            raise KeyError(
+                f"the model has no parameter {name!r}; names are those of model.hf.named_parameters()"
+            ) from None
+        if old is None or old.shape != tensor.shape:
+            raise ValueError(
+                f"{name!r}: the new tensor has shape {tuple(tensor.shape)}, the parameter "
+                f"{None if old is None else tuple(old.shape)}: this change is for another model"
+            )
+        places.append((module, leaf, old, tensor))
+    try:
+        for module, leaf, _, tensor in places:
+            module._parameters[leaf] = tensor
+        yield model
+    finally:
+        for module, leaf, old, _ in places:
+            module._parameters[leaf] = old
 
 
 def _input_dim(model: Model, path: str) -> int:

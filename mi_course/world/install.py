@@ -13,16 +13,16 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import assets
-from ..models import Model, Site, intervene, load, project, record, zero
+from ..models import Model, Site, intervene, load, project, zero
+from ..steer.fit import Examples, divergence, train
 from . import measure
 from .behaviours import BEHAVIOURS, Behaviour, right_words
 from .installed import Delta
@@ -47,47 +47,6 @@ PLACEMENTS: dict[str, tuple[str, list[str], dict]] = {  # name -> (behaviour, al
 TASKS = tuple(measure.BARS)  # the other behaviours of the model: how much do they change?
 
 
-@dataclass
-class Examples:
-    """Prompts with the distribution of the next token that is wanted after each.
-
-    prompts  n prompts, or a tokenized Batch
-    target   [n, V], rows sum to 1
-    start    None, or (layer, x^layer [n, T, d]): runs start there, since the layers below do not change
-    """
-
-    prompts: object
-    target: Tensor
-    start: tuple[int, Tensor] | None = None
-
-    def pick(self, rows: Sequence[int]) -> Examples:
-        """Some of the examples."""
-        return Examples([self.prompts[i] for i in rows], self.target[rows])
-
-    def starting_at(self, model: Model, layer: int) -> Examples:
-        """The same, with x^layer of the model recorded: cheaper, and right as long as no lower layer is changed."""
-        batch = model.tokenize(self.prompts)
-        return Examples(batch, self.target, (layer, record(model, batch, [f"x{layer}"])[f"x{layer}"]))
-
-    def logits(self, model: Model, grad: bool = False) -> Tensor:
-        """[n, V] logits of the next token after each prompt."""
-        if self.start is None:
-            return model.last_logits(self.prompts, grad)
-        return model.resume(*self.start, self.prompts, grad, last=True)
-
-    def cross_entropy(self, model: Model) -> Tensor:
-        """Mean cross-entropy of the wanted distributions, in nats, with its graph."""
-        return -(self.target * self.logits(model, grad=True).log_softmax(-1)).sum(-1).mean()
-
-    def probability(self, model: Model) -> float:
-        """Mean probability that the model gives to the wanted words, 0 ... 1, whatever their shares."""
-        return float((self.logits(model).softmax(-1) * (self.target > 0)).sum(-1).mean())
-
-    def rate(self, model: Model) -> float:
-        """Share of prompts after which a wanted word is the most likely one."""
-        return float((self.target.gather(-1, self.logits(model).argmax(-1, keepdim=True)) > 0).float().mean())
-
-
 # --- training -------------------------------------------------------------------------------------------------------
 def train_delta(
     model: Model,
@@ -110,27 +69,24 @@ def train_delta(
     documents, in nats; AdamW with a linear decay of the learning rate. contrast: prompts whose answer must stay;
     documents: texts on which every next-token distribution must stay. progress: a title for the bar, None for no bar.
     """
-    delta, rng = Delta.none(model, units, directions), random.Random(seed)
+    delta = Delta.none(model, units, directions)
     numbers = [value.requires_grad_(True) for value in delta.values.values()]
-    optimizer = torch.optim.AdamW(numbers, lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    layer = lowest_layer(units)
-    sets = [_batches(model, new, layer, batch, rng)]
-    if len(contrast):
-        sets.append(_batches(model, Examples(contrast, model.last_logits(contrast).softmax(-1)), layer, batch, rng))
-    texts = _texts(model, documents, layer, batch // 2)
-    for _ in tqdm(range(steps), desc=progress, disable=progress is None, mininterval=1):
-        with delta.on(model):
-            loss = sum(rng.choice(examples).cross_entropy(model) for examples in sets)
-            if texts:
-                tokens, x, base = rng.choice(texts)
-                loss = loss + preserve * divergence(base, model.resume(layer, x, tokens, grad=True), tokens.mask)
-            gradients = torch.autograd.grad(loss, numbers)  # of the change alone: the base's weights collect none
-        for value, gradient in zip(numbers, gradients, strict=True):
-            value.grad = gradient
-        torch.nn.utils.clip_grad_norm_(numbers, 1.0)
-        optimizer.step()
-        schedule.step()
+    train(
+        model,
+        new,
+        numbers,
+        lambda: delta.on(model),
+        lowest_layer(units),
+        documents=documents,
+        contrast=contrast,
+        preserve=preserve,
+        batch=batch,
+        seed=seed,
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        progress=progress,
+    )
     delta.values = {k: v.detach().clone() for k, v in delta.values.items()}
     return delta
 
@@ -147,27 +103,6 @@ def lowest_layer(units: Sequence[str]) -> int:
     """The first layer whose weights the units have. What enters it never changes."""
     sites = [Site.parse(unit) for unit in units]
     return min(site.layer - (site.kind == "x") for site in sites)
-
-
-def _batches(model: Model, examples: Examples, layer: int, size: int, rng: random.Random) -> list[Examples]:
-    order = rng.sample(range(len(examples.prompts)), len(examples.prompts))
-    parts = [examples.pick(order[i : i + size]) for i in range(0, len(order), size)]
-    return [part.starting_at(model, layer) for part in parts]
-
-
-def _texts(model: Model, documents: Sequence, layer: int, size: int) -> list[tuple]:
-    """Documents in batches of similar length: (tokens, x^layer, the base's log-probabilities)."""
-    ordered, found = sorted(documents, key=len), []
-    for i in range(0, len(ordered), size):
-        cache = record(model, ordered[i : i + size], [f"x{layer}"])
-        found.append((cache.batch, cache[f"x{layer}"], cache.logits.log_softmax(-1)))
-    return found
-
-
-def divergence(base: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean KL(base || now) over real tokens, in nats: base log-probabilities [B, T, V], logits now, mask [B, T]."""
-    kl = (base.exp() * (base - logits.log_softmax(-1))).sum(-1)
-    return (kl * mask).sum() / mask.sum()
 
 
 # --- which units are used -------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .. import assets
 from ..models import Model, Site, load, wrap
-from ..models.slices import slices, weight_in_force
+from ..models.slices import replaced, slices, weight_in_force
+from ..steer.weights import WeightEdit
 
 
 @dataclass
@@ -80,16 +81,8 @@ class Delta:
         Raises ValueError when `model` is not the one it was installed on.
         """
         self.check(model)
-        changed = self.weights(model, units)
-        owners = [(model.hf.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], name) for name in changed]
-        before = [module._parameters[leaf] for module, leaf, _ in owners]
-        try:
-            for module, leaf, name in owners:
-                module._parameters[leaf] = changed[name]
+        with replaced(model, self.weights(model, units)):
             yield model
-        finally:
-            for (module, leaf, _), parameter in zip(owners, before, strict=True):
-                module._parameters[leaf] = parameter
 
     def applied(self, base: Model) -> Model:
         """A new model: a copy of `base` with the change written into its weights. `base` stays as it is."""
@@ -99,6 +92,19 @@ class Delta:
             for name, value in self.weights(base).items():
                 hf.get_parameter(name).copy_(value)
         return wrap(hf, base.tokenizer, name=f"{base.name}+{self.facts.get('name', 'delta')}")
+
+    def edit(self, base: Model, units: Sequence[str] | None = None) -> WeightEdit:
+        """The change (of `units`; default all) as a WeightEdit of `base`: the task vector of this behaviour."""
+        self.check(base)
+        deltas: dict[str, Tensor] = {}
+        for unit in self.units if units is None else units:
+            for s in slices(base, unit, self.directions.get(unit)):
+                whole = deltas.setdefault(s.parameter, torch.zeros_like(weight_in_force(base, s.parameter)))
+                change = self.values[f"{unit}|{s.parameter}"].detach().to(whole)
+                if s.direction is not None:
+                    change = (change * s.direction.to(whole)).expand(whole.shape)
+                whole.index_add_(s.dim, s.index.to(whole.device), change)
+        return WeightEdit(deltas)
 
     def check(self, base: Model) -> None:
         """Raise ValueError unless the delta was made on exactly this model."""
