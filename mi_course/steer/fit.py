@@ -176,9 +176,10 @@ class Objective:
         """Documents in batches of similar length: (tokens, x^layer or None, the base's log-probabilities)."""
         ordered, found = sorted(documents, key=len), []
         for i in range(0, len(ordered), size):
-            sites = [] if self.layer is None else [f"x{self.layer}"]
-            cache = record(model, ordered[i : i + size], sites)
-            found.append((cache.batch, cache[sites[0]] if sites else None, cache.logits.log_softmax(-1)))
+            batch, x = model.tokenize(ordered[i : i + size]), None
+            if self.layer is not None:
+                x = record(model, batch, [f"x{self.layer}"])[f"x{self.layer}"]
+            found.append((batch, x, model(batch).log_softmax(-1)))
         return found
 
 

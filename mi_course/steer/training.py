@@ -25,11 +25,12 @@ from .fit import train
 from .weights import WeightEdit
 
 Mask = Mapping[str, Tensor]
+ATTENTION, FFN = ("q", "k", "v", "qkv", "o"), ("mlp_in", "gate", "up", "gate_up", "mlp_out")  # parts of a family's row
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
 def unit_mask(model: Model, units: Sequence[str]) -> dict[str, Tensor]:
-    """The weights that belong to heads ("L3H5"), neurons ("L2N117") and FFNs ("mlp3"); see `mi_course.models.slices`."""
+    """The weights that belong to heads ("L3H5"), neurons ("L2N117") and FFNs ("mlp3"), as `models.slices` cuts them."""
     mask: dict[str, Tensor] = {}
     for unit in units:
         for s in slices(model, unit):
@@ -41,33 +42,23 @@ def unit_mask(model: Model, units: Sequence[str]) -> dict[str, Tensor]:
 
 
 def layer_mask(model: Model, layers: Iterable[int], part: str | None = None) -> dict[str, Tensor]:
-    """All weights of whole blocks, norms included. part: None, or "attn" or "mlp" for one of the two modules."""
+    """All weights of blocks, norms included. part: None, or "attn" or "mlp" for the projections of that module."""
     if part not in (None, "attn", "mlp"):
         raise ValueError(f"part {part!r} does not exist; choose 'attn', 'mlp' or None for the whole block")
-    family, layers = model.family, list(layers)
+    layers = list(layers)
     for layer in layers:
         if not 0 <= layer < model.n_layers:
             raise ValueError(f"layers: {layer} is out of range; {model.name} has 0 to {model.n_layers - 1}")
-    attention = family.attn + "."
-    prefixes = [f"{family.blocks}.{layer}." for layer in layers]
-
-    def chosen(name):
-        inside = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), None)
-        if inside is None or part is None:
-            return inside is not None
-        is_norm = any(inside.startswith(norm) for norm in family.norms)
-        return not is_norm and inside.startswith(attention) == (part == "attn")
-
-    return {name: mask for name, mask in everything(model).items() if chosen(name)}
+    paths = [""] if part is None else _projections(model, ATTENTION if part == "attn" else FFN).values()
+    prefixes = tuple(f"{model.family.blocks}.{layer}.{path}" for layer in layers for path in paths)
+    return {name: mask for name, mask in everything(model).items() if name.startswith(prefixes)}
 
 
 def bias_mask(model: Model) -> dict[str, Tensor]:
     """All bias vectors of the blocks (BitFit; Ben Zaken et al. 2022). ValueError for families without biases."""
     mask = {n: m for n, m in everything(model).items() if n.endswith(".bias") and n.startswith(model.family.blocks)}
     if not mask:
-        raise ValueError(
-            f"{model.family.name} has no biases; train one vector per layer with interventions.layer_biases"
-        )
+        raise ValueError(f"{model.family.name} has no biases; train vectors instead (interventions.layer_biases)")
     return mask
 
 
@@ -181,16 +172,17 @@ def matrices(model: Model, parts: Sequence[str] | None = None, layers: Iterable[
 
     Default: all that the family has, in all layers.
     """
-    family = model.family
-    known = ("q", "k", "v", "qkv", "o", "mlp_in", "gate", "up", "gate_up", "mlp_out")
-    have = {part: path for part in known if isinstance(path := getattr(family, part), str)}
-    if family.qkv is not None:
-        have = {part: path for part, path in have.items() if part not in ("q", "k", "v")}
+    have = _projections(model, ATTENTION + FFN)
     missing = [part for part in parts or () if part not in have]
     if missing:
-        raise ValueError(f"parts: {family.name} has no {', '.join(missing)}; choose among {', '.join(have)}")
+        raise ValueError(f"parts: {model.family.name} has no {', '.join(missing)}; choose among {', '.join(have)}")
     layers = range(model.n_layers) if layers is None else layers
-    return [f"{family.blocks}.{layer}.{have[part]}.weight" for layer in layers for part in parts or have]
+    return [f"{model.family.blocks}.{layer}.{have[part]}.weight" for layer in layers for part in parts or have]
+
+
+def _projections(model: Model, parts: Sequence[str]) -> dict[str, str]:
+    """part -> path in a block, for the parts that the family has."""
+    return {part: path for part in parts if (path := getattr(model.family, part))}
 
 
 def low_rank_finetune(
