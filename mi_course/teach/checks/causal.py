@@ -97,6 +97,9 @@ def _check_both_effects() -> Iterator[Probe]:
                 a + clean[0], b + clean[0] + swing[0], c + clean[1], d + clean[1] + swing[1]
             ),
             "A run was patched with its own value: the value must come from the other prompt.": like(0, 0, 0, 0),
+            "Denoising ran the clean prompts, where the clean value changes nothing: run the twins, task.corrupted.": (
+                like(a, 0, c, 0)
+            ),
             "This is the mean over the prompts. Return one number per prompt.": lambda got: got[0].dim() == 0,
         },
     )
