@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mi_course.models import Model, record
+from mi_course.models.batch import Batch
 from mi_course.objects import Task
 
 
@@ -72,49 +73,56 @@ class Examples:
 
 @dataclass
 class Answers:
-    """Prompts with whole answers, or documents without a prompt: next-token loss on the tokens of the answer.
+    """Prompts with whole answers: next-token loss on every token of the answer.
 
-    rows     n lists of token ids, prompt and answer together, or a tokenized Batch of them
-    answer   n counts: how many tokens at the end of each row are the answer
-    start    as in Examples
+    prompts, answers   n lists of token ids each
+    start              as in Examples
+    Prompts are padded on the left and answers on the right, so that position policies such as "last" and "generated"
+    mean what they mean while generating.
     """
 
-    rows: object
-    answer: list[int]
+    prompts: Sequence[Sequence[int]]
+    answers: Sequence[Sequence[int]]
     start: tuple[int, Tensor] | None = None
 
     @classmethod
     def of(cls, model: Model, prompts: Sequence, answers: Sequence[str]) -> Answers:
         """From prompts and the texts that should follow them."""
-        rows, counts = [], []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
-            rows.append(model.tokenize([prompt]).ids[0].tolist() + ids)
-            counts.append(len(ids))
-        return cls(rows, counts)
+        ids = [model.tokenize([prompt]).ids[0].tolist() for prompt in prompts]
+        return cls(ids, [model.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers])
 
     @classmethod
     def documents(cls, model: Model, documents: Sequence) -> Answers:
         """Documents of which every token but the first is to be predicted."""
         rows = [model.tokenize([document]).ids[0].tolist() for document in documents]
-        return cls(rows, [len(row) - 1 for row in rows])
+        return cls([row[:1] for row in rows], [row[1:] for row in rows])
 
     def pick(self, rows: Sequence[int]) -> Answers:
-        """Some of the rows."""
-        return Answers([self.rows[i] for i in rows], [self.answer[i] for i in rows])
+        """Some of the items."""
+        return Answers([self.prompts[i] for i in rows], [self.answers[i] for i in rows])
+
+    def batch(self, model: Model) -> tuple[Batch, int]:
+        """All rows as one Batch, and the width of the prompts in it."""
+        before, after = model.tokenize(self.prompts), Batch.from_rows(self.answers, 0, "right", model.device)
+        ids, mask = (torch.cat(pair, 1) for pair in ((before.ids, after.ids), (before.mask, after.mask)))
+        return Batch.from_mask(ids, mask), before.ids.shape[1]
 
     def starting_at(self, model: Model, layer: int) -> Answers:
         """The same, with x^layer of the model recorded."""
-        batch = model.tokenize(self.rows)
-        return Answers(batch, self.answer, (layer, record(model, batch, [f"x{layer}"])[f"x{layer}"]))
+        x = record(model, self.batch(model)[0], [f"x{layer}"])[f"x{layer}"]
+        return Answers(self.prompts, self.answers, (layer, x))
 
     def cross_entropy(self, model: Model) -> Tensor:
         """Mean over the answers' tokens of -log p(token | what stands before it), in nats, with its graph."""
-        grad, batch = torch.is_grad_enabled(), model.tokenize(self.rows)
-        logits = model(batch, grad) if self.start is None else model.resume(*self.start, batch, grad)
-        log_p = logits[:, :-1].log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
-        to_end = batch.mask.flip(1).cumsum(1).flip(1)  # 1 at a row's last real token, 2 before it ...
-        wanted = (batch.mask * (to_end <= torch.tensor(self.answer, device=batch.mask.device)[:, None]))[:, 1:]
+        grad = torch.is_grad_enabled()
+        batch, width = self.batch(model)
+        model.taps.prompt_width = width  # what is prompt and what is reply, for edits that ask
+        try:
+            logits = model(batch, grad) if self.start is None else model.resume(*self.start, batch, grad)
+        finally:
+            model.taps.prompt_width = None
+        log_p = logits[:, width - 1 : -1].log_softmax(-1).gather(-1, batch.ids[:, width:, None])[..., 0]
+        wanted = batch.mask[:, width:]
         return -(log_p * wanted).sum() / wanted.sum()
 
 
@@ -167,7 +175,7 @@ class Objective:
         return loss
 
     def _batches(self, model: Model, examples, size: int) -> list:
-        n = len(examples.rows if isinstance(examples, Answers) else examples.prompts)
+        n = len(examples.prompts)
         order = self.rng.sample(range(n), n)
         parts = [examples.pick(order[i : i + size]) for i in range(0, n, size)]
         return parts if self.layer is None else [part.starting_at(model, self.layer) for part in parts]

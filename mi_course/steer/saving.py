@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mi_course import models
 
+from . import interventions
 from .steer import Detector, Steer
 from .weights import WeightEdit
 
@@ -25,6 +26,9 @@ MAKERS = {
     "scale": models.scale,
     "project": models.project,
     "add": models.add,
+    "loreft": interventions.loreft,
+    "direft": interventions.direft,
+    "affine": interventions.affine,
 }
 
 

@@ -185,8 +185,8 @@ def test_preservation_keeps_the_documents():
 
 def test_whole_answers_are_scored_token_by_token():
     model = wrapped("llama")
-    answers = fit.Answers([[3, 5, 8, 11, 12], [7, 6, 9]], [2, 1])
-    log_p = [model([row]).log_softmax(-1)[0] for row in answers.rows]
+    answers = fit.Answers([[3, 5, 8], [7, 6]], [[11, 12], [9]])
+    log_p = [model([row]).log_softmax(-1)[0] for row in ([3, 5, 8, 11, 12], [7, 6, 9])]
     expected = -(log_p[0][2, 11] + log_p[0][3, 12] + log_p[1][1, 9]) / 3
     for side in (answers, answers.starting_at(model, 1)):
         assert side.cross_entropy(model).item() == pytest.approx(expected.item(), rel=1e-4)
