@@ -85,7 +85,11 @@ class Norm:
         return (self.centre(_wide(x)).pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (self.centre(_wide(x)) * self.scale(x) * self.gain + self.bias).to(x.dtype)
+        wide, shape = _wide(x), x.shape[-1:]
+        gain, bias = self.gain.to(wide.dtype), self.bias.to(wide.dtype)
+        if self.kind == "layer":  # centre(x) * scale(x) * gain + bias, in one kernel
+            return nn.functional.layer_norm(wide, shape, gain, bias, self.eps).to(x.dtype)
+        return (nn.functional.rms_norm(wide, shape, gain, self.eps) + bias).to(x.dtype)
 
 
 @dataclass(frozen=True)
