@@ -9,6 +9,7 @@ probability and still has a gradient:
     at test       clip(sigmoid(log_alpha) (zeta - gamma) + gamma, 0, 1)
 
     learned_mask   theta + sum_u gate_u delta_u: which units' changes are needed, with delta given or trained along
+    removal_mask   z <- (1 - gate) z for every head: which heads must go?
     jola           z <- (1 + g_m m) * z + g_a a for every head, two gates each (JoLA; Lai et al. 2025, arXiv 2502.01179)
 """
 
@@ -151,6 +152,31 @@ def jola(
         closed = (1 - open_probability(gates.log_alpha)).view(2, -1).prod(0)
         sites = [Site.head(layer, head, "z") for layer in layers for head in range(H)]
         return Steer(tuple(edits())), _scores(sites, 1 - closed, "JoLA gates")
+
+
+def removal_mask(
+    model: Model, task, layers: Sequence[int] | None = None, sparsity: float = 0.3, positions="all", **training
+) -> tuple[Steer, Scores]:
+    """z <- (1 - gate) z: switch off as few heads as possible so that the model gives the answers of the task.
+
+    One gate for each head and nothing else to learn, so the behaviour cannot be built anew elsewhere, as a shift can
+    (`jola`). sparsity: the price of one head in nats. Returns as `jola`.
+    """
+    layers = list(range(model.n_layers) if layers is None else layers)
+    H, n = model.n_heads, model.d_head
+    gates = Gates(len(layers) * H, model.device, training.get("seed", 0))
+
+    def edits():
+        kept = (1 - gates()).view(len(layers), H, 1).expand(-1, -1, n)
+        return [affine(f"z{layer}", kept[i], torch.zeros_like(kept[i]), positions) for i, layer in enumerate(layers)]
+
+    def penalty():
+        return sparsity * open_probability(gates.log_alpha).sum()
+
+    train_edits(model, task, [gates.raw], edits, penalty=penalty, **training)
+    with torch.no_grad():
+        sites = [Site.head(layer, head, "z") for layer in layers for head in range(H)]
+        return Steer(tuple(edits())), _scores(sites, open_probability(gates.log_alpha), "removal mask")
 
 
 def _scores(sites, probabilities: Tensor, method: str) -> Scores:

@@ -1,6 +1,7 @@
 """Hard-concrete gates: the distribution, the penalty, and planted units that they must find."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,20 +78,37 @@ def test_jola_is_neutral_with_all_gates_closed_and_teaches(family):
 
 
 def test_gates_find_the_planted_heads_among_decoys():
-    """refusal-a sits in two heads; six other heads are changed by as much, at random. Only the key's gates open."""
+    """refusal-a sits in two heads; four others are changed by as much, at random. Only the key's gates stay open."""
     lab, name = mi.load(), "refusal-a"
     planted, key = read(name).edit(lab), read(name).facts["used"]
-    decoys = ["L0H0", "L1H2", "L2H3", "L3H0", "L4H1", "L5H3"]
+    decoys = ["L1H2", "L2H3", "L3H0", "L4H1"]
     generator, deltas = torch.Generator().manual_seed(0), {n: d.clone() for n, d in planted.deltas.items()}
     size = torch.cat([d[d != 0] for d in planted.deltas.values()]).std()
     for parameter, mask in training.unit_mask(lab, decoys).items():
         whole = deltas.setdefault(parameter, torch.zeros(mask.shape))
         whole[mask] += size * torch.randn(int(mask.sum()), generator=generator)
-    task = installed_tasks.installed_task(name, "train", n=64)
+    task = installed_tasks.installed_task(name, "train", n=32)
     edit, scores = gates.learned_mask(
-        lab, task, key + decoys, WeightEdit(deltas), sparsity=0.05, steps=40, learning_rate=0.05
+        lab, task, key + decoys, WeightEdit(deltas), sparsity=0.05, steps=30, learning_rate=0.05
     )
     values = dict(zip(map(str, scores.sites), scores.values))
     assert min(values[unit] for unit in key) > 2 * max(values[unit] for unit in decoys)
     with edit.on(lab):
         assert installed_tasks.installed_task(name, "test", n=48).accuracy(lab) > 0.95
+
+
+def test_the_removal_mask_finds_the_head_of_an_installed_behaviour():
+    """refusal-b is carried by one head of 24: that gate opens, no other, and the old answer is back."""
+    lab, name = mi.load(), "refusal-b"
+
+    def old_answers(split, n):
+        task = installed_tasks.installed_task(name, split, n=n)
+        return replace(task, targets=task.foils, foils=task.targets)
+
+    with read(name).on(lab):
+        steer, scores = gates.removal_mask(lab, old_answers("train", 32), steps=40, learning_rate=0.1)
+        with steer.on(lab):
+            assert old_answers("test", 48).accuracy(lab) > 0.95
+    (key,) = installed_tasks.answer_key(name, "z")
+    values = dict(zip(map(str, scores.sites), scores.values))
+    assert values.pop(key) > 0.9 and max(values.values()) < 0.5
