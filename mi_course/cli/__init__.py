@@ -44,6 +44,11 @@ def add_options(choices: dict[str, argparse.ArgumentParser]) -> None:
     parts = ["core", "patching", "edges", "direct", "saes"]
     bench.add_argument("--parts", nargs="+", metavar="PART", default=parts, help=f"what to measure: {', '.join(parts)}")
     benchmark = choices["benchmark"]
-    benchmark.add_argument("what", choices=["localizers"], help="which kind of method")
-    benchmark.add_argument("--fn", metavar="FILE.py:NAME", help="run f(model, task, sites) -> one number per site, too")
-    benchmark.add_argument("--quick", action="store_true", help="one prompt seed, three tasks, no neurons")
+    benchmark.add_argument("what", choices=["localizers", "steerers"], help="which kind of method")
+    benchmark.add_argument(
+        "--fn",
+        metavar="FILE.py:NAME",
+        help="run yours, too: localizers f(model, task, sites) -> one number per site, "
+        "steerers g(model, task, strength) -> context manager",
+    )
+    benchmark.add_argument("--quick", action="store_true", help="one seed and fewer tasks")

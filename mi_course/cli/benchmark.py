@@ -1,7 +1,9 @@
-"""`mi-course benchmark localizers`: the scoreboard of localizers, and yours beside them.
+"""`mi-course benchmark localizers` and `benchmark steerers`: how the course's methods do, and yours beside them.
 
-The rows of the course's own methods are stored (`python -m mi_course.world.scoreboard` makes them); a function of
-yours, `f(model, task, sites) -> array` with higher = more important, is run now, on the same prompts.
+The rows of the course's own methods are stored (`python -m mi_course.world.scoreboard` and `...bakeoff` make them); a
+function of yours is run now, on the same prompts:
+    localizers   f(model, task, sites) -> array, higher = more important
+    steerers     g(model, task, strength) -> context manager, made from the task's training split
 """
 
 import importlib.util
@@ -10,7 +12,12 @@ import math
 import sys
 from pathlib import Path
 
-QUICK = {"seeds": (0,), "tasks": ("facts", "refusal_harmful", "ioi"), "objects": ("heads", "ffns")}
+QUICK = {
+    "seeds": (0,),
+    "tasks": ("facts", "refusal_harmful", "ioi"),
+    "objects": ("heads", "ffns"),
+    "behaviours": ("refuse", "agree"),
+}
 
 
 def run(args) -> int:
@@ -18,7 +25,7 @@ def run(args) -> int:
     import torch
 
     torch.set_num_threads(1)
-    return {"localizers": localizers}[args.what](args)
+    return {"localizers": localizers, "steerers": steerers}[args.what](args)
 
 
 def localizers(args) -> int:
@@ -36,6 +43,43 @@ def localizers(args) -> int:
     else:
         print(as_text(table))
     return 0
+
+
+def steerers(args) -> int:
+    from ..world import bakeoff
+
+    function = load_function(args.fn) if args.fn else None
+    options = {"seeds": QUICK["seeds"], "tasks": QUICK["behaviours"]} if args.quick else {}
+    rows = bakeoff.stored()
+    if args.quick:
+        rows = [row for row in rows if row["seed"] in QUICK["seeds"] and row["behaviour"] in QUICK["behaviours"]]
+    if function:
+        rows = list(bakeoff.bakeoff(function, args.fn.rpartition(":")[2], **options)) + rows
+    table = bakeoff.summary(rows)
+    if args.json:
+        print(json.dumps({"rows": rows, "summary": table}))
+    else:
+        print(steerers_as_text(table))
+    return 0
+
+
+def steerers_as_text(table: list[dict]) -> str:
+    """The bake-off, best score first."""
+    lines = [
+        f"steerers: means over {max(line['behaviours'] for line in table)} behaviours, strength chosen on validation, "
+        "measured on test",
+        f"  {'':22} {'score':>14} {'gain':>5} {'kept':>5} {'fluent':>6} {'worst':>6} {'wins':>4} {'seconds':>8} "
+        f"{'bytes':>10}",
+    ]
+    for line in table:
+        error = line["score_error"]
+        score = f"{line['score']:.2f}" + (f" +- {error:.2f}" if error is not None else "")
+        size = "" if line["bytes"] is None else f"{line['bytes']:,.0f}"
+        lines.append(
+            f"  {line['steerer']:22} {score:>14} {line['gain']:5.2f} {line['kept']:5.2f} {line['fluency']:6.2f} "
+            f"{line['worst_score']:6.2f} {line['wins']:4d} {line['seconds']:8.2f} {size:>10}"
+        )
+    return "\n".join(lines)
 
 
 def mine(function, name: str, quick: bool) -> list[dict]:

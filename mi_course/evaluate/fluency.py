@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +51,10 @@ def ending_ids(model) -> set[int]:
     return set() if found is None else set(found) if isinstance(found, (list, tuple)) else {found}
 
 
-def _answers(model, prompts: Sequence, max_new_tokens: int) -> list[list[int]]:
+def write(model, prompts: Sequence, max_new_tokens: int = 12) -> list[list[int]]:
     """New tokens of each prompt, greedy, up to and with the token that ends the text."""
+    if not len(prompts):
+        raise ValueError("prompts is empty: give at least one")
     ends, answers = ending_ids(model), []
     for row in model.generate_ids(prompts, max_new_tokens=max_new_tokens).tolist():
         stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
@@ -71,6 +73,17 @@ def generation_loss(model, prompts: Sequence, answers: Sequence[Sequence[int]]) 
     return [(-log_p[i, width - len(answer) :]).tolist() for i, answer in enumerate(answers)]
 
 
+def judge(model, prompts: Sequence, answers: Sequence[Sequence[int]]) -> Fluency:
+    """The fluency of answers (token ids, from `write`) to these prompts, by the model as it is now."""
+    losses = generation_loss(model, prompts, answers)
+    later = [sum(own[1:]) / len(own[1:]) for own in losses if len(own) > 1]
+    return Fluency(
+        loss=sum(sum(own) / len(own) for own in losses) / len(losses),
+        later_loss=sum(later) / len(later) if later else math.nan,
+        repetition=sum(repetition_rate(a) for a in answers) / len(answers),
+    )
+
+
 def fluency(
     model,
     prompts: Sequence,
@@ -82,17 +95,6 @@ def fluency(
     steer: () -> fresh context manager; None judges plain generation, the number to compare with. Call it outside of
     the steer's context: the model as it is now is the judge.
     """
-    if not len(prompts):
-        raise ValueError("prompts is empty: give at least one")
-    if steer is None:
-        answers = _answers(model, prompts, max_new_tokens)
-    else:
-        with steer():
-            answers = _answers(model, prompts, max_new_tokens)
-    losses = generation_loss(model, prompts, answers)
-    later = [sum(own[1:]) / len(own[1:]) for own in losses if len(own) > 1]
-    return Fluency(
-        loss=sum(sum(own) / len(own) for own in losses) / len(losses),
-        later_loss=sum(later) / len(later) if later else math.nan,
-        repetition=sum(repetition_rate(a) for a in answers) / len(answers),
-    )
+    with nullcontext() if steer is None else steer():
+        answers = write(model, prompts, max_new_tokens)
+    return judge(model, prompts, answers)

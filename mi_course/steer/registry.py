@@ -1,0 +1,227 @@
+"""The steerers of the course under one signature: g(model, task, strength) -> context manager.
+
+    with STEERERS["mean difference"](model, task, 1.0):     made from the task once, then strength is only a dial
+        ...
+
+`task` is what may be learned from: prompts, `wanted` (words with shares after each), `positive` prompts after which the
+model answers so already, `contrast` prompts that must keep their answers, `documents` of other domains, and a `tag`
+that asks for the behaviour; see `mi_course.world.steering_tasks`. Strength 0 is the identity, 1 what the maker made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mi_course.models import Model, add, scale
+
+from . import training
+from .fit import Examples
+from .steer import Steer
+from .vectors import mean_differences, unit
+from .weights import WeightEdit
+
+
+@dataclass(frozen=True)
+class Steerer:
+    """One way to steer. Call it as g(model, task, strength).
+
+    family  "prompt", "output", "amplitude", "vectors" or "optimization"
+    make    (model, task) -> a Steer, a WeightEdit, or a dial (strength -> context manager)
+    """
+
+    name: str
+    family: str
+    make: Callable
+    _last: list = field(default_factory=list, repr=False, compare=False)
+
+    def made(self, model: Model, task):
+        """What `make` gives, made anew only for another model or task than the last time."""
+        if not self._last or self._last[0] is not model or self._last[1] is not task:
+            self._last[:] = [model, task, self.make(model, task)]
+        return self._last[2]
+
+    def __call__(self, model: Model, task, strength: float):
+        steer = self.made(model, task)
+        return steer.scaled(strength).on(model) if hasattr(steer, "scaled") else steer(strength)
+
+
+def bytes_of(steer) -> int | None:
+    """Bytes that must be kept: the changed entries of weights, or the tensors of the edits; None when unknown."""
+    if isinstance(steer, WeightEdit):
+        return sum(int(delta.count_nonzero()) * delta.element_size() for delta in steer.deltas.values())
+    if isinstance(steer, Steer):
+        values = [value for edit in steer.edits for value in edit.arguments.values()]
+        return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+    return getattr(steer, "bytes", None)
+
+
+# --- prompt and output: what needs no look inside ------------------------------------------------------------------
+@contextmanager
+def prefixed(model: Model, prefix: str):
+    """While active, every text that the model is given begins with `prefix`.
+
+    Lists of token ids are left as they are, and so are texts that would no longer fit into the model's context.
+    """
+    before, tokenize = model.__dict__.get("tokenize"), model.tokenize
+
+    def with_prefix(prompts, side="left"):
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if isinstance(prompts, (list, tuple)):
+            longer = [f"{prefix} {p}" if isinstance(p, str) else p for p in prompts]
+            prompts = [new if new == p or _fits(model, new) else p for p, new in zip(prompts, longer, strict=True)]
+        return tokenize(prompts, side)
+
+    model.tokenize = with_prefix
+    try:
+        yield model
+    finally:
+        del model.tokenize
+        if before is not None:
+            model.tokenize = before
+
+
+def _fits(model: Model, text) -> bool:
+    return not isinstance(text, str) or len(model.tokenizer(text)["input_ids"]) <= model.n_ctx
+
+
+class Prompt:
+    """A dial: the task's tag, or where it has none as many worked examples as the strength says (rounded up).
+
+    Examples stop where they would fill a third of the model's context.
+    """
+
+    def __init__(self, model: Model, task):
+        self.model, self.tag, self.examples = model, task.tag, []
+        for prompt, target in zip(task.prompts, task.targets, strict=True):
+            more = [*self.examples, f"{prompt} {target} ."]
+            if len(model.tokenizer(" ".join(more))["input_ids"]) <= model.n_ctx // 3:
+                self.examples = more
+        self.bytes = len((self.tag or " ".join(self.examples)).encode())
+
+    def __call__(self, strength: float):
+        prefix = self.tag or " ".join(self.examples[: math.ceil(strength)])
+        return prefixed(self.model, prefix) if strength > 0 else nullcontext(self.model)
+
+
+class LogitBias:
+    """A dial: adds strength times a constant to the logit of every wanted word.
+
+    The constant is what the word lacks on average, over the prompts where it is wanted, to draw level with the most
+    likely word. So at strength 1 wanted and old words are about even.
+    """
+
+    def __init__(self, model: Model, task):
+        logits, shares = model.last_logits(task.prompts), task.wanted_shares(model)
+        lacking = (logits.max(-1, keepdim=True).values - logits) * (shares > 0)
+        self.model, self.bias = model, lacking.sum(0) / (shares > 0).sum(0).clamp_min(1)
+        self.bytes = int((self.bias != 0).sum()) * self.bias.element_size()
+
+    @contextmanager
+    def __call__(self, strength: float):
+        head = self.model.hf.get_submodule(self.model.family.unembed)
+        old = head._parameters.get("bias")
+        new = strength * self.bias if old is None else old + strength * self.bias
+        head._parameters["bias"] = torch.nn.Parameter(new.to(head.weight), requires_grad=False)
+        try:
+            yield self.model
+        finally:
+            head._parameters["bias"] = old
+
+
+# --- vectors --------------------------------------------------------------------------------------------------------
+def added(vector: Tensor, layer: int) -> Steer:
+    """x + s v at block `layer`, at all positions."""
+    return Steer(add(f"x{layer}", vector))
+
+
+def best_of(model: Model, task, steers: Sequence[Steer]) -> Steer:
+    """The steer with the highest log-probability of the wanted words on the task's own prompts, at strength 1."""
+    return max(steers, key=lambda steer: _wanted_logprob(model, task, steer))
+
+
+@torch.no_grad()
+def _wanted_logprob(model: Model, task, steer) -> float:
+    shares = task.wanted_shares(model)
+    with steer.on(model):
+        log_p = model.last_logits(task.prompts).log_softmax(-1)
+    return float((log_p.masked_fill(shares == 0, -math.inf)).logsumexp(-1).mean())
+
+
+def middle_layers(model: Model) -> range:
+    """Layers from a third to the last: where vectors are tried."""
+    return range(max(1, model.n_layers // 3), model.n_layers)
+
+
+def mean_difference(model: Model, task) -> Steer:
+    """Mean state of the positive prompts minus that of the prompts (Eq. 22), at the best of the middle layers."""
+    sites = [f"x{layer}@-1" for layer in middle_layers(model)]
+    found = mean_differences(model, task.positive, task.prompts, sites)
+    return best_of(model, task, [added(v, layer) for layer, v in zip(middle_layers(model), found.values())])
+
+
+def random_direction(model: Model, task) -> Steer:
+    """The control: as long as the mean difference and at its layer, pointing anywhere."""
+    (edit,) = mean_difference(model, task).edits
+    v = edit.arguments["vector"]
+    r = torch.randn(v.shape, generator=torch.Generator().manual_seed(len(task.prompts)))
+    return Steer(add(list(edit.sites), unit(r).to(v) * v.norm()))
+
+
+# --- amplitude ------------------------------------------------------------------------------------------------------
+def head_ablation(model: Model, task, k: int = 2) -> Steer:
+    """Switch off the k heads without which the wanted words become most likely (zeroing each in turn)."""
+    sites = [f"L{layer}H{head}.z" for layer in range(model.n_layers) for head in range(model.n_heads)]
+    gain = {site: _wanted_logprob(model, task, Steer(scale(site, 0.0))) for site in sites}
+    return Steer(scale(sorted(sites, key=gain.get, reverse=True)[:k], 0.0))
+
+
+# --- optimization ---------------------------------------------------------------------------------------------------
+BUDGET = {"steps": 40, "batch": 32, "learning_rate": 4e-3}  # of everything that is trained
+
+
+def examples(model: Model, task) -> Examples:
+    """The wanted words of the task, with their shares, as targets of training."""
+    return Examples(task.prompts, task.wanted_shares(model))
+
+
+def _preserving(task, **options) -> dict:
+    return BUDGET | {"contrast": task.contrast, "documents": task.documents} | options
+
+
+def full_finetuning(model: Model, task) -> WeightEdit:
+    """All weights, a tenth of the learning rate of the others."""
+    mask = training.everything(model)
+    return training.masked_finetune(model, examples(model, task), mask, **_preserving(task, learning_rate=4e-4))
+
+
+def masked_finetuning(model: Model, task) -> WeightEdit:
+    """The FFN of one layer, the middle one."""
+    mask = [f"mlp{model.n_layers // 2}"]
+    return training.masked_finetune(model, examples(model, task), mask, **_preserving(task))
+
+
+def low_rank(model: Model, task) -> WeightEdit:
+    """Rank 2 in all matrices of the blocks: LoRA, written out."""
+    return training.low_rank_finetune(model, examples(model, task), rank=2, **_preserving(task))
+
+
+STEERERS = {
+    steerer.name: steerer
+    for steerer in (
+        Steerer("prompt", "prompt", Prompt),
+        Steerer("logit bias", "output", LogitBias),
+        Steerer("random direction", "vectors", random_direction),
+        Steerer("mean difference", "vectors", mean_difference),
+        Steerer("head ablation", "amplitude", head_ablation),
+        Steerer("masked tuning", "optimization", masked_finetuning),
+        Steerer("full fine-tuning", "optimization", full_finetuning),
+        Steerer("low rank", "optimization", low_rank),
+    )
+}
