@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mi_course.models import Model, add, scale
 
-from . import training
+from . import interventions, training
 from .fit import Examples
 from .steer import Steer
 from .vectors import mean_differences, unit
@@ -212,6 +212,19 @@ def low_rank(model: Model, task) -> WeightEdit:
     return training.low_rank_finetune(model, examples(model, task), rank=2, **_preserving(task))
 
 
+def trained_vector(model: Model, task) -> Steer:
+    """A vector at the middle layer, trained for the wanted words (S3e)."""
+    return interventions.trained_vector(
+        model, examples(model, task), f"x{model.n_layers // 2 + 1}", **_preserving(task, learning_rate=0.02)
+    )
+
+
+def reft(model: Model, task) -> Steer:
+    """LoReFT of rank 4 at the last prompt token of two middle layers."""
+    sites = [f"x{model.n_layers // 2 + i}" for i in (0, 1)]
+    return interventions.reft(model, examples(model, task), sites, rank=4, **_preserving(task, learning_rate=0.02))
+
+
 STEERERS = {
     steerer.name: steerer
     for steerer in (
@@ -219,7 +232,9 @@ STEERERS = {
         Steerer("logit bias", "output", LogitBias),
         Steerer("random direction", "vectors", random_direction),
         Steerer("mean difference", "vectors", mean_difference),
+        Steerer("trained vector", "vectors", trained_vector),
         Steerer("head ablation", "amplitude", head_ablation),
+        Steerer("ReFT", "optimization", reft),
         Steerer("masked tuning", "optimization", masked_finetuning),
         Steerer("full fine-tuning", "optimization", full_finetuning),
         Steerer("low rank", "optimization", low_rank),
