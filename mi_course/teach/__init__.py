@@ -10,7 +10,7 @@ from .library import cite
 from .plots import bars, curves, heatmap, lens_table, show, side_effects
 from .quizzes import Question, quiz
 from .reports import dose_figure, report_table, show_report, side_effect_bars
-from .widgets import circuitsvis, steering_slider
+from .widgets import circuitsvis, layer_strength_map, steering_slider
 
 __all__ = [
     "CheckFailed",
@@ -23,6 +23,7 @@ __all__ = [
     "dose_figure",
     "heatmap",
     "hint",
+    "layer_strength_map",
     "lens_table",
     "papers",
     "progress",

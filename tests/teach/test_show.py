@@ -323,6 +323,31 @@ def test_slider_always_shows_the_grid_and_adds_the_neutral_strength(capsys):
         widgets.steering_slider(model, "may i", model.at)
 
 
+def test_slider_maps_what_else_moved_and_the_layer_map_every_cell(capsys, monkeypatch):
+    model, shown = Parrot(), []
+    monkeypatch.setattr(widgets, "interactive", lambda: True)
+    monkeypatch.setattr(widgets, "_selectors", lambda choices, start, html: shown.append((choices, start, html)))
+    widgets.steering_slider(model, ["may i"], model.at, strengths=(1, 2), measures=lambda: {"ioi": 1 - model.strength})
+    out = capsys.readouterr().out
+    assert "The largest, 2.00 in size, is in ioi at strength 2." in out
+    (choices, start, html), *_ = shown
+    assert start == {"strength": 0.0} and [v for _, v in choices["strength"]] == [0.0, 1.0, 2.0]
+    assert "<img" in html(2.0) and "<b>no</b>" in html(2.0)
+    seen = []
+
+    def edit(layer, strength):
+        seen.append((layer, strength))
+        return model.at(strength)
+
+    values = widgets.layer_strength_map(model, edit, (1, 3), (0, 2), lambda: model.strength, prompts=["may i"])
+    assert values.tolist() == [[0, 2], [0, 2]] and seen == [(1, 0), (1, 2), (3, 0), (3, 2)]
+    assert "The largest value, 2.00, is at layer 1, strength 2." in capsys.readouterr().out
+    _, start, html = shown[-1]
+    assert start == {"layer": 1, "strength": 2} and "no" in html(layer=3, strength=2.0)
+    with pytest.raises(ValueError, match="layers and strengths"):
+        widgets.layer_strength_map(model, edit, (), (1,), lambda: 0.0)
+
+
 def test_circuitsvis_is_static_unless_asked(capsys):
     pattern = torch.tril(torch.ones(2, 3, 3))
     widgets.circuitsvis(["a", "b", "c"], pattern, alt="Each token sees those before it.", live=True)
@@ -335,7 +360,7 @@ HAS_VIEWS = find_spec("circuitsvis") is not None  # an optional extra: without i
 CELL = """
 import os
 os.environ["MI_COURSE_STATIC"] = "ASKED_FOR"
-from mi_course.teach import check, hint, quiz, show, heatmap, steering_slider, circuitsvis
+from mi_course.teach import check, hint, quiz, show, heatmap, steering_slider, circuitsvis, layer_strength_map
 from tests.teach.test_show import Parrot, ASKED
 import torch
 def refusal_score(logits, ids):
@@ -345,7 +370,8 @@ assert refusal_score(torch.zeros(1, 4), [0]).shape == (1,)
 hint("pipeline.refusal_score")
 show(heatmap([[1.0, 2.0]]), alt="two numbers", reading="read me")
 model = Parrot()
-steering_slider(model, ["may i"], model.at)
+steering_slider(model, ["may i"], model.at, measures=lambda: {"a": model.strength, "b": 1.0})
+layer_strength_map(model, lambda layer, s: model.at(s), (0, 1), (0, 1), lambda: model.strength, prompts=["may i"])
 circuitsvis(["a", "b"], torch.eye(2)[None], alt="x", live=LIVE)
 quiz(ASKED)
 """
