@@ -93,9 +93,13 @@ def patch(sites, value, positions="all") -> Intervention:
     return make("patch", sites, lambda now, where: _fit_patch(value, now, where), positions, value=value)
 
 
-def scale(sites, alpha: float, positions="all") -> Intervention:
-    """Multiply by alpha: 0 ablates, 1 is the identity, above 1 amplifies."""
-    return make("scale", sites, lambda value, where: value * alpha, positions, alpha=alpha)
+def scale(sites, alpha: float | Tensor, positions="all") -> Intervention:
+    """Multiply by alpha: 0 ablates, 1 is the identity, above 1 amplifies. A tensor [d] has one for each entry."""
+
+    def transform(value, where):
+        return value * (fit_feature(alpha, value, where) if isinstance(alpha, Tensor) else alpha)
+
+    return make("scale", sites, transform, positions, alpha=alpha)
 
 
 def project(sites, direction, positions="all") -> Intervention:

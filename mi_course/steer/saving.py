@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mi_course import models
 
-from . import interventions
+from . import amplitude, interventions
 from .steer import Detector, Steer
 from .weights import WeightEdit
 
@@ -29,6 +29,9 @@ MAKERS = {
     "loreft": interventions.loreft,
     "direft": interventions.direft,
     "affine": interventions.affine,
+    "set_entries": amplitude.set_entries,
+    "scale_entries": amplitude.scale_entries,
+    "cut": amplitude.cut,
 }
 
 
