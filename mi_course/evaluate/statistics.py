@@ -104,3 +104,24 @@ def null_band(values: Iterable[float]) -> NullBand:
     if array.size < 3:
         raise ValueError(f"a null band needs at least 3 random draws, got {array.size}: draw more random objects")
     return NullBand(float(array.mean()), float(array.std(ddof=1)), int(array.size))
+
+
+def rank_correlation(a: Iterable[float], b: Iterable[float]) -> float:
+    """Spearman's correlation of two measures of the same things, -1 ... 1; ties share their mean rank.
+
+    NaN when one of them gives everything the same value.
+    """
+    a, b = _one_dimensional(a, "a"), _one_dimensional(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(f"a has {a.size} numbers and b {b.size}: measure the same things twice")
+    ranks = [((x[None] < x[:, None]).sum(1) + (x[None] == x[:, None]).sum(1) / 2) for x in (a, b)]
+    if min(r.std() for r in ranks) == 0:
+        return math.nan
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def shuffled_correlation(a: Iterable[float], b: Iterable[float], draws: int = 200, seed: int = 0) -> NullBand:
+    """The null band of `rank_correlation`: the same numbers, b in random order."""
+    a, b = list(a), np.array(list(b), dtype=float)
+    rng = np.random.default_rng(seed)
+    return null_band(rank_correlation(a, rng.permutation(b)) for _ in range(draws))
