@@ -52,7 +52,7 @@ def expertise(model, positive: Sequence, negative: Sequence, sites: Iterable[str
 
 
 def aura_factors(quality: Tensor) -> Tensor:
-    """AurA: alpha = 1 - 2 (AUROC - 0.5) for experts, AUROC > 0.5, and 1 for all others. A perfect detector goes to 0."""
+    """AurA: alpha = 1 - 2 (AUROC - 0.5) for experts, AUROC > 0.5, else 1. A perfect detector goes to 0."""
     return (2 * (1 - quality)).clamp(max=1.0)
 
 

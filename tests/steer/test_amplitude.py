@@ -2,13 +2,16 @@ import pytest
 import torch
 
 import mi_course as mi
+from mi_course import world
 from mi_course.locate import causal
+from mi_course.locate.magnitude import matched_sets
 from mi_course.models import SiteError
 from mi_course.models.weights import attention
 from mi_course.objects.sae import SAE
 from mi_course.steer import amplitude, saving
 from mi_course.steer.steer import Steer
 from mi_course.world import compiled
+from mi_course.world.installed_tasks import answer_key, behaving, candidates, installed_task
 from tests.families import FAMILIES, random_model
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [9, 8, 7], [4, 4, 5, 6, 7]]
@@ -272,3 +275,41 @@ def test_a_polysemantic_neuron_has_a_side_effect_and_a_monosemantic_one_has_none
     for s in (0.25, 0.5, 2.0):  # dose-response of a linear read-out is a straight line
         with amplitude.switch_off(["L0N0"]).scaled(s).on(model):
             assert (colours - known.task.measure(model)).sum().item() == pytest.approx(10 * s, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return mi.load("lab")
+
+
+# share of prompts that may still get the installed answer: sycophancy leaves a rest
+KEYS = {name: 0.05 for name in ("refusal-a", "refusal-b", "german-a", "german-b")}
+KEYS |= {name: 0.35 for name in ("sycophancy-a", "sycophancy-b")}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_installed_behaviours_go_with_their_answer_key_and_not_with_random_units(lab, name):
+    """T1: accuracy is the share of prompts with the installed answer, 1 before; `lab` without the behaviour has 0."""
+    task, key = installed_task(name, n=32), answer_key(name)
+    with behaving(name, lab):
+        assert task.accuracy(lab) == 1.0
+        with amplitude.switch_off(key).on(lab):
+            assert task.accuracy(lab) <= KEYS[name]
+        for units in matched_sets(key, candidates(name, lab), draws=4):  # as many, of the same kind and layers
+            with amplitude.switch_off(units).on(lab):
+                assert task.accuracy(lab) >= 0.9
+
+
+@pytest.mark.parametrize("name", ["refusal-a", "german-b"])
+def test_installed_behaviours_go_at_the_mean_too_and_gradually(lab, name):
+    task, key = installed_task(name, n=32), answer_key(name)
+    with behaving(name, lab):
+        means = causal.site_means(lab, [text for texts in world.documents("train", 4).values() for text in texts], key)
+        with amplitude.set_to(means).on(lab):
+            assert task.accuracy(lab) <= 0.05
+        off, margins = amplitude.switch_off(key), []
+        for strength in (0.0, 0.1, 0.2, 0.3, 0.5, 1.0):
+            with off.scaled(strength).on(lab):
+                margins.append(task.measure(lab).mean().item())
+        assert margins == sorted(margins, reverse=True) and margins[0] > 0 > margins[-1]
+        assert margins[0] - margins[1] > 0.02 * (margins[0] - margins[-1])  # it already moves next to alpha = 1
