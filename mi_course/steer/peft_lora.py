@@ -1,7 +1,7 @@
 """LoRA with the `peft` library, in the training loop of this course: a check of `low_rank_finetune`, and a baseline.
 
-Optional: pip install peft. Everything but the adapters is ours, so data, loss, optimizer and steps are those of the
-other trained steers.
+Optional: pip install -e ".[lora]". Everything but the adapters is ours, so data, loss, optimizer and steps are those of
+the other trained steers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def adapters(model: Model, names: Sequence[str], rank: int, alpha: float, seed: 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("lora needs the library peft: pip install peft, or use training.low_rank_finetune") from error
+        raise ImportError(
+            "lora needs the library peft: pip install -e '.[lora]', or use training.low_rank_finetune"
+        ) from error
     paths = [name.removesuffix(".weight") for name in names]
     modules = {path: model.hf.get_submodule(path) for path in paths}
     asked = [(parameter, parameter.requires_grad) for parameter in model.hf.parameters()]
