@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mi_course import models
 
-from . import amplitude, interventions
+from . import amplitude, interventions, vectors
 from .steer import Detector, Steer
 from .weights import WeightEdit
 
@@ -32,6 +32,7 @@ MAKERS = {
     "set_entries": amplitude.set_entries,
     "scale_entries": amplitude.scale_entries,
     "cut": amplitude.cut,
+    "add_relative": vectors.add_relative,
 }
 
 

@@ -2,10 +2,13 @@
 
     mean difference       v = mean(x | positive) - mean(x | negative)                      (22)
     addition              x + alpha v                                                      (21)
-    directional ablation  x - (x . r) r, at every write to the stream, r = v / |v|         (not in the survey, A25)
+    relative addition     x + s |x| r, r = v / |v|                                         (alpha with a scale, A24)
+    directional ablation  x - (x . r) r, at every write to the stream                      (not in the survey, A25)
     orthogonalisation     W <- W - (W r) r for every weight that writes: the same thing in the weights
+    removal of nuisances  v - its part in the span of other vectors
 
-Report the strength against the size of the state, `relative_norm`, since alpha alone has no scale (A24).
+Where vectors come from (one pair, answer tokens, probes, SAEs) is in `vector_sources`, shifts of single heads in
+`head_shifts`, contrasts of layers while decoding in `decoding`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from mi_course.models import Site, add, project, record
+from mi_course.models import Intervention, Site, add, project, record
+from mi_course.models.edits import fit_feature, make
 
 from .weights import WeightEdit
 
@@ -77,12 +81,59 @@ def add_vector(vector: torch.Tensor, site: str, alpha: float = 1.0, positions="a
     return add(site, vector, alpha=alpha, positions=positions)
 
 
+def add_relative(sites, direction: torch.Tensor, share: float = 1.0, positions="all") -> Intervention:
+    """Edit x + share |x| r, r = direction / |direction|: the push is as long as `share` of each state. direction [d].
+
+    So share means the same at every layer and in every model; 1 turns a state at right angles to r by 45 degrees.
+    """
+    r = unit(torch.as_tensor(direction).float())
+
+    def transform(value, where):
+        return value + share * value.norm(dim=-1, keepdim=True) * fit_feature(r, value, where)
+
+    return make("add_relative", sites, transform, positions, direction=direction, share=share)
+
+
+@torch.no_grad()
+def mean_norm(model, site: str, prompts: Sequence, batch_size: int = 256) -> float:
+    """Mean |x| at the site over all real tokens of the prompts (over the prompts, when the site names a position)."""
+    total, count = 0.0, 0
+    for start in range(0, len(prompts), batch_size):
+        cache = record(model, prompts[start : start + batch_size], [site], logits=False)
+        states = cache[site] if Site.parse(site).position is not None else cache[site][cache.batch.mask.bool()]
+        total, count = total + states.norm(dim=-1).sum().item(), count + len(states)
+    return total / count
+
+
+def at_share(model, vector: torch.Tensor, site: str, prompts: Sequence, share: float = 1.0) -> torch.Tensor:
+    """The vector at length share * mean |x|: alpha = share |x| / |v| with one |x| for all tokens (audit A24a)."""
+    return unit(vector) * share * mean_norm(model, site, prompts)
+
+
+def without(vector: torch.Tensor, nuisances: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """The vector [d] without its part in the span of the nuisances (k of [d]): at right angles to every one of them.
+
+    One nuisance after the other would not do: unless they are at right angles, each projection brings back some of
+    the last. So their span gets an orthonormal basis first (from an SVD, so that nuisances may depend on each other).
+    """
+    rows = torch.stack(list(nuisances)).float()
+    if rows.dim() != 2 or rows.shape[1:] != vector.shape:
+        raise ValueError(f"nuisances: shape {tuple(rows.shape)}; give k vectors of the shape {tuple(vector.shape)}")
+    _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
+    basis = basis[sizes > 1e-6 * sizes.max()].to(vector)
+    return vector - (vector @ basis.T) @ basis
+
+
+def random_like(vector: torch.Tensor, n: int, seed: int = 0) -> torch.Tensor:
+    """n random directions as long as the vector, [n, d]: the control of everything here."""
+    draws = torch.randn(n, *vector.shape, generator=torch.Generator().manual_seed(seed)).to(vector)
+    return draws / draws.norm(dim=-1, keepdim=True) * vector.norm()
+
+
 @torch.no_grad()
 def relative_norm(model, vector: torch.Tensor, site: str, prompts: Sequence) -> float:
     """|v| over the mean |x| at the site's real tokens: the scale that alpha needs."""
-    cache = record(model, prompts, [site])
-    mask = cache.batch.mask.bool()
-    return (vector.norm() / cache[site][mask].norm(dim=-1).mean()).item()
+    return vector.norm().item() / mean_norm(model, site, prompts)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import mi_course as mi
-from mi_course.steer import WeightEdit, vectors
+from mi_course.steer import Steer, WeightEdit, vectors
+from mi_course.world.installed_tasks import behaving, delta, installed_task
 from tests.families import FAMILIES, random_model
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [9, 8, 7], [4, 4, 5, 6, 7]]
@@ -105,3 +106,94 @@ def test_weight_edits_come_back_after_an_exception_and_nest():
         pass
     with pytest.raises(ValueError, match="another model"), WeightEdit({name: kept[:2]}).on(model):
         pass
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_a_relative_push_is_a_share_of_every_state(family):
+    model = mi.wrap(random_model(family))
+    v = 5 * direction(model)
+    before = mi.record(model, PROMPTS, ["x1"])["x1"]
+    with mi.intervene(model, vectors.add_relative("x1", v, 0.3)):
+        cache = mi.record(model, PROMPTS, ["x1"])
+    push = (cache["x1"] - before)[cache.batch.mask.bool()]
+    size = before[cache.batch.mask.bool()].norm(dim=-1)
+    assert torch.allclose(push.norm(dim=-1), 0.3 * size, rtol=1e-3)
+    assert torch.allclose(push @ vectors.unit(v), 0.3 * size, rtol=1e-3)
+    base = model(PROMPTS)
+    with mi.intervene(model, vectors.add_relative("x1", v, 0.0)):
+        assert torch.equal(model(PROMPTS), base)
+    scaled = vectors.at_share(model, v, "x1", PROMPTS, 0.5)
+    assert vectors.relative_norm(model, scaled, "x1", PROMPTS) == pytest.approx(0.5, rel=1e-4)
+    assert torch.allclose(vectors.unit(scaled), vectors.unit(v), atol=1e-6)
+    assert vectors.mean_norm(model, "x1@-1", PROMPTS) == pytest.approx(
+        mi.record(model, PROMPTS, ["x1@-1"])["x1@-1"].norm(dim=-1).mean().item(), rel=1e-4
+    )
+
+
+def test_nuisances_are_removed_together():
+    g = torch.Generator().manual_seed(0)
+    v, a, b = torch.randn(3, 12, generator=g)
+    b = b + 2 * a  # far from a right angle
+    rest = vectors.without(v, [a, b, a + b])  # the third depends on the others
+    assert (rest @ a).abs() < 1e-5 and (rest @ b).abs() < 1e-5
+    # what is left is the nearest vector at right angles: least squares, computed in another way
+    A = torch.stack([a, b], 1)
+    assert torch.allclose(rest, v - A @ torch.linalg.lstsq(A, v[:, None]).solution[:, 0], atol=1e-5)
+    one_by_one = v - (v @ a) / (a @ a) * a
+    one_by_one = one_by_one - (one_by_one @ b) / (b @ b) * b
+    assert (one_by_one @ a).abs() > 0.1
+    assert torch.allclose(vectors.without(a, [a, b]), torch.zeros(12), atol=1e-5)
+    assert torch.allclose(vectors.without(rest, [a, torch.zeros(12)]), rest, atol=1e-6)
+    with pytest.raises(ValueError, match="nuisances"):
+        vectors.without(v, [a[:3]])
+
+
+def test_random_directions_have_the_length_and_nothing_else():
+    v = torch.arange(64.0)
+    draws = vectors.random_like(v, 50)
+    assert torch.allclose(draws.norm(dim=-1), v.norm().expand(50))
+    assert torch.equal(draws, vectors.random_like(v, 50)) and not torch.equal(draws, vectors.random_like(v, 50, seed=1))
+    assert (draws @ vectors.unit(v)).mean().abs() < 0.1 * v.norm()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_hooks_and_weights_agree_at_every_strength(family):
+    model = mi.wrap(random_model(family))
+    r = direction(model, 3)
+    for strength in (-0.5, 0.3, 2.0):
+        with Steer(vectors.ablate_direction(model, r), strength).on(model):
+            hooked = model(PROMPTS)
+        edited = _under(vectors.orthogonalise(model, r).scaled(strength), model)
+        real = model.tokenize(PROMPTS).mask.bool()
+        assert torch.allclose(edited[real], hooked[real], atol=2e-4)
+
+
+@pytest.mark.parametrize("part", ["wte", "wpe", "attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.bias"])
+def test_every_writer_must_be_orthogonalised(part):
+    # audit A25: leave one kind of writer out, and the direction comes back
+    model = mi.wrap(random_model("gpt2"))
+    r = vectors.unit(direction(model, 1))
+    full = vectors.orthogonalise(model, r)
+    holes = WeightEdit({name: delta for name, delta in full.deltas.items() if part not in name})
+    assert len(holes.deltas) < len(full.deltas)
+    with full.on(model):
+        left = mi.record(model, PROMPTS, ["x3"])["x3"] @ r
+    with holes.on(model):
+        back = mi.record(model, PROMPTS, ["x3"])["x3"] @ r
+    assert left.abs().max() < 1e-4 < 1e-2 < back.abs().max()
+
+
+def test_an_installed_direction_is_removed_by_its_key_and_not_by_random_directions():
+    # T1: sycophancy was installed as one direction that FFN 3 writes into x4
+    model = mi.load()
+    task, r = installed_task("sycophancy-direction", n=48), delta("sycophancy-direction").directions["x4"]
+    before = task.accuracy(model)
+    with behaving("sycophancy-direction", model):
+        assert task.accuracy(model) == 1.0  # agrees with every false claim
+        with mi.intervene(model, mi.project("x4", r)):
+            removed = task.accuracy(model)
+        by_chance = []
+        for v in vectors.random_like(r, 5):
+            with mi.intervene(model, mi.project("x4", v)):
+                by_chance.append(task.accuracy(model))
+    assert removed <= before + 0.02 and min(by_chance) > 0.95
