@@ -70,5 +70,5 @@ def test_lora_teaches_and_leaves_the_model_as_it_was():
 def test_without_peft_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     model = mi.wrap(random_model("gpt2"))
-    with pytest.raises(ImportError, match="pip install peft"):
+    with pytest.raises(ImportError, match="pip install -e"):
         peft_lora.lora(model, TASK)
