@@ -13,15 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from mi_course.models import Model, add, scale
 
-from . import interventions, training
+from . import interventions, optimization, peft_lora, training, vector_sources
+from .detectors import aura, fit_detector
 from .fit import Examples
+from .head_shifts import iti
 from .steer import Steer
 from .vectors import mean_differences, unit
 from .weights import WeightEdit
@@ -33,12 +35,18 @@ class Steerer:
 
     family  "prompt", "output", "amplitude", "vectors" or "optimization"
     make    (model, task) -> a Steer, a WeightEdit, or a dial (strength -> context manager)
+    facts   True: only for tasks about facts, whose labels name relation and subject
     """
 
     name: str
     family: str
     make: Callable
+    facts: bool = False
     _last: list = field(default_factory=list, repr=False, compare=False)
+
+    def suits(self, task) -> bool:
+        """Can this steerer do anything about the task?"""
+        return not self.facts or "relation" in task.labels[0] and "subject" in task.labels[0]
 
     def made(self, model: Model, task):
         """What `make` gives, made anew only for another model or task than the last time."""
@@ -166,6 +174,37 @@ def mean_difference(model: Model, task) -> Steer:
     return best_of(model, task, [added(v, layer) for layer, v in zip(middle_layers(model), found.values())])
 
 
+def probe_direction(model: Model, task) -> Steer:
+    """The weight of a linear probe that tells the positive prompts from the prompts, at the best middle layer."""
+    layers = middle_layers(model)
+    found = [vector_sources.probe_vector(model, task.positive, task.prompts, f"x{layer}@-1") for layer in layers]
+    return best_of(model, task, [added(v, layer) for v, layer in zip(found, layers)])
+
+
+def sae_features(model: Model, task, k: int = 8) -> Steer:
+    """The k features of the largest mean difference, of the first SAE at a residual state (Eq. 23 and 24)."""
+    sae = next((s for s in model.saes.values() if str(s.site).startswith("x")), None)
+    if sae is None:
+        raise ValueError("model.saes holds no SAE of a residual state; attach one: model.saes['x3-topk'] = sae")
+    delta = vector_sources.feature_difference(model, sae, task.positive, task.prompts)
+    return Steer(add(str(sae.site), vector_sources.sae_vector(sae, delta, k)))
+
+
+def conditional_vector(model: Model, task) -> Steer:
+    """The mean difference, added only where a detector in the same state finds a prompt of this kind.
+
+    The detector is made from the prompts against the contrast prompts, with 5 % false alarms.
+    """
+    steer = mean_difference(model, task)
+    site = f"{steer.edits[0].sites[0]}@-1"
+    return replace(steer, when=fit_detector(model, task.prompts, task.contrast, site, false_alarms=0.05))
+
+
+def head_shift(model: Model, task) -> Steer:
+    """ITI: the four heads that tell the positive prompts from the prompts best, each shifted towards the positive."""
+    return iti(model, task.positive, task.prompts)
+
+
 def random_direction(model: Model, task) -> Steer:
     """The control: as long as the mean difference and at its layer, pointing anywhere."""
     (edit,) = mean_difference(model, task).edits
@@ -182,8 +221,13 @@ def head_ablation(model: Model, task, k: int = 2) -> Steer:
     return Steer(scale(sorted(sites, key=gain.get, reverse=True)[:k], 0.0))
 
 
+def dampened_experts(model: Model, task) -> Steer:
+    """AurA: neurons that tell the prompts from the positive ones are scaled down, the better the more."""
+    return aura(model, task.prompts, task.positive)
+
+
 # --- optimization ---------------------------------------------------------------------------------------------------
-BUDGET = {"steps": 40, "batch": 32, "learning_rate": 4e-3}  # of everything that is trained
+BUDGET = {"steps": 40, "batch": 16, "learning_rate": 4e-3}  # of everything that is trained
 
 
 def examples(model: Model, task) -> Examples:
@@ -225,6 +269,33 @@ def reft(model: Model, task) -> Steer:
     return interventions.reft(model, examples(model, task), sites, rank=4, **_preserving(task, learning_rate=0.02))
 
 
+def peft(model: Model, task) -> WeightEdit:
+    """The same by the library peft; ImportError where it is not installed."""
+    return peft_lora.lora(model, examples(model, task), rank=2, **_preserving(task))
+
+
+def rome(model: Model, task, layer: int | None = None) -> WeightEdit:
+    """One rank-one edit after the other, one for each subject, in the FFN of one layer."""
+    layer = model.n_layers // 3 if layer is None else layer
+    C = optimization.key_covariance(model, task.documents, layer)
+    total = None
+    for name in dict.fromkeys(label["subject_text"] for label in task.labels):
+        own = task.where(subject_text=name)
+        # the last token of the subject; 1 for the token that opens every prompt
+        places = [label["subject"][1] - 1 + _opening(model) for label in own.labels]
+        with total.on(model) if total else nullcontext():
+            key = optimization.keys_at(model, [own.prompts], [places], layer)[0]
+            value = optimization.optimise_values(model, [own.prompts], [places], own.target_ids(model)[:1], layer)[0]
+            edit = optimization.rank_one_edit(model, layer, key, value, C)
+        total = edit if total is None else WeightEdit({k: v + edit.deltas[k] for k, v in total.deltas.items()})
+    return total
+
+
+def _opening(model: Model) -> int:
+    """How many special tokens the tokenizer puts before a text."""
+    return model.tokenize(["the"]).ids.shape[1] - len(model.tokenizer("the", add_special_tokens=False)["input_ids"])
+
+
 STEERERS = {
     steerer.name: steerer
     for steerer in (
@@ -232,11 +303,18 @@ STEERERS = {
         Steerer("logit bias", "output", LogitBias),
         Steerer("random direction", "vectors", random_direction),
         Steerer("mean difference", "vectors", mean_difference),
+        Steerer("conditional vector", "vectors", conditional_vector),
+        Steerer("probe direction", "vectors", probe_direction),
+        Steerer("SAE features", "vectors", sae_features),
+        Steerer("head shift", "vectors", head_shift),
         Steerer("trained vector", "vectors", trained_vector),
         Steerer("head ablation", "amplitude", head_ablation),
+        Steerer("AurA", "amplitude", dampened_experts),
+        Steerer("ROME", "optimization", rome, facts=True),
         Steerer("ReFT", "optimization", reft),
         Steerer("masked tuning", "optimization", masked_finetuning),
         Steerer("full fine-tuning", "optimization", full_finetuning),
         Steerer("low rank", "optimization", low_rank),
+        Steerer("LoRA (peft)", "optimization", peft),
     )
 }

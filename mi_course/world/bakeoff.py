@@ -31,13 +31,14 @@ from ..evaluate.localizers import metered
 from ..evaluate.steering import kept, steering_score
 from ..models import Model, load
 from ..steer.registry import STEERERS, Steerer, bytes_of
+from .saes import sae
 from .steering_tasks import Panel, SteeringTask, behaviours, panel, steering_task
 
 SEEDS = (0, 1, 2)
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 ASSET = "lab/bakeoff.json"
 # split -> prompts per domain, documents, prompts to write about, new tokens
-SIZES = {"validation": (8, 24, 12, 6), "test": (24, 60, 24, 8)}
+SIZES = {"validation": (6, 16, 12, 6), "test": (16, 48, 24, 8)}
 MEASURES = ("score", "gain", "success", "kept", "fluency", "drop", "loss_rise")
 
 
@@ -105,11 +106,13 @@ def bakeoff(
     steerer: g(model, task, strength) -> context manager. seconds: of making (CPU seconds on a CPU); forwards,
     backwards: full passes of one prompt of 10 tokens that making took; bytes: None when unknown.
     """
-    base = base or load("lab")
+    base = base or load_base()
     name = name or getattr(steerer, "name", "") or getattr(steerer, "__name__", "steerer")
     for behaviour in behaviours() if tasks is None else tasks:
         for seed in seeds:
             task = steering_task(behaviour, "train", seed)
+            if isinstance(steerer, Steerer) and not steerer.suits(task):
+                continue
             validation, test = exam(base, behaviour, "validation", seed), exam(base, behaviour, "test", seed)
             clock = time.process_time if base.device.type == "cpu" else time.perf_counter
             started = clock()
@@ -139,6 +142,13 @@ def _entered(steerer: Callable, model: Model, task: SteeringTask) -> None:
         pass
 
 
+def load_base() -> Model:
+    """`lab` with the SAE that the steerer "SAE features" reads."""
+    base = load("lab")
+    base.saes["x3-topk"] = sae("x3-topk", base)
+    return base
+
+
 def nothing(model: Model, task, strength: float):
     """The steerer that does nothing: the line that every other one must beat."""
     return nullcontext(model)
@@ -147,6 +157,7 @@ def nothing(model: Model, task, strength: float):
 def summary(rows: Iterable[dict]) -> list[dict]:
     """Mean of every measure by steerer, best score first: seeds are averaged within a behaviour, then behaviours.
 
+    What a steerer cannot do at all, it scores 0 on; its other measures are means over what it can do (`behaviours`).
     score_error: standard error over behaviours; worst_score: the lowest mean score of a behaviour; wins: behaviours in
     which no other steerer has a higher mean score.
     """
@@ -160,10 +171,11 @@ def summary(rows: Iterable[dict]) -> list[dict]:
     table = []
     for steerer in dict.fromkeys(row["steerer"] for row in rows):
         own = {b: v for (s, b), v in by.items() if s == steerer}
-        scores = torch.tensor([v["score"] for v in own.values()], dtype=torch.float64)
+        scores = torch.tensor([own[b]["score"] if b in own else 0.0 for b in best], dtype=torch.float64)
         line = {"steerer": steerer, "family": next(r["family"] for r in rows if r["steerer"] == steerer)}
         line |= {m: _mean(v[m] for v in own.values()) for m in numbers}
-        line["score_error"] = scores.std().item() / len(own) ** 0.5 if len(own) > 1 else None
+        line["score"] = scores.mean().item()
+        line["score_error"] = scores.std().item() / len(scores) ** 0.5 if len(scores) > 1 else None
         line |= {"worst_score": scores.min().item(), "wins": sum(v["score"] == best[b] for b, v in own.items())}
         table.append(line | {"behaviours": len(own)})
     return sorted(table, key=lambda line: -line["score"])
@@ -195,7 +207,9 @@ def make(file: Path, base: Model, steerers: dict[str, Callable] | None = None) -
     have = {(row[0], row[2], row[3]) for row in done["rows"]}
     missing = [(b, s, name) for b in behaviours() for s in SEEDS for name in steerers if (name, b, s) not in have]
     for behaviour, seed, name in tqdm(missing, desc="bake-off", mininterval=5):
-        (row,) = bakeoff(steerers[name], name, (seed,), (behaviour,), base)
+        row = next(bakeoff(steerers[name], name, (seed,), (behaviour,), base), None)
+        if row is None:
+            continue
         row["family"] = "none" if name == "nothing" else row["family"]
         done["columns"] = list(row)
         done["rows"].append([round(v, 4) if isinstance(v, float) else v for v in row.values()])
@@ -213,7 +227,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path, default=assets.FOLDER / ASSET)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    base = load("lab")
+    base = load_base()
     make(args.out, base)
     if args.out.resolve() == (assets.FOLDER / ASSET).resolve():
         assets.register(ASSET, [args.out], fingerprint=base.fingerprint())

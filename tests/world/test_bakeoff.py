@@ -17,7 +17,7 @@ from mi_course.world import steering_tasks as st
 
 @pytest.fixture(scope="module")
 def lab():
-    return mi.load()
+    return bo.load_base()
 
 
 # --- the behaviours -------------------------------------------------------------------------------------------------
@@ -64,11 +64,14 @@ def test_the_panel_is_right_now_and_leaves_out_what_the_behaviour_claims(lab):
 
 
 # --- steerers -------------------------------------------------------------------------------------------------------
-FAST = ("prompt", "logit bias", "mean difference", "random direction", "head ablation")
+FAST = tuple(n for n, s in registry.STEERERS.items() if s.family in ("prompt", "output", "vectors", "amplitude"))
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_strength_0_is_the_identity_and_nothing_is_left_behind(lab, name):
+def test_strength_0_is_the_identity_and_nothing_is_left_behind(lab, name, monkeypatch):
+    if name in ("probe direction", "trained vector"):
+        monkeypatch.setitem(registry.BUDGET, "steps", 2)
+        monkeypatch.setattr(registry, "middle_layers", lambda model: range(3, 4))
     task, before = st.steering_task("agree", "train").subset(6), lab.fingerprint()
     base = lab.last_logits(task.prompts)
     steerer = registry.STEERERS[name]
@@ -149,6 +152,16 @@ def test_a_steerer_that_breaks_the_model_scores_low(lab, small):
         list(bo.bakeoff(lambda m, t, s: s, "wrong", (0,), ("agree",), lab))
 
 
+def test_a_steerer_of_facts_is_asked_for_facts_only(lab, small):
+    rome = registry.STEERERS["ROME"]
+    assert rome.suits(st.steering_task("move")) and not rome.suits(st.steering_task("agree"))
+    assert list(bo.bakeoff(rome, "", (0,), ("agree", "refuse"), lab)) == []
+    one = st.steering_task("move", "train")
+    one = one.where(subject_text=one.labels[0]["subject_text"])
+    with rome.make(lab, one).on(lab):
+        assert one.success(lab) > 0.9
+
+
 def row(steerer, behaviour, seed, score, **more):
     numbers = dict.fromkeys((*bo.MEASURES, "seconds", "forwards", "backwards"), 0.5)
     return numbers | {
@@ -161,7 +174,9 @@ def test_the_summary_averages_seeds_then_behaviours():
     first, second = bo.summary(rows)
     assert first["steerer"] == "a" and first["score"] == pytest.approx(0.6) and first["wins"] == 1
     assert first["score_error"] == pytest.approx(0.3) and first["worst_score"] == pytest.approx(0.3)
-    assert second["score"] == 0.5 and second["wins"] == 1 and second["bytes"] is None and second["score_error"] is None
+    # b did not do y, which counts as 0
+    assert second["score"] == 0.25 and second["wins"] == 1 and second["behaviours"] == 1 and second["worst_score"] == 0
+    assert second["bytes"] is None and bo.summary(rows[:1])[0]["score_error"] is None
 
 
 def test_rows_are_stored_and_only_missing_ones_made(lab, small, tmp_path, monkeypatch):
