@@ -205,7 +205,7 @@ def make(file: Path, base: Model, steerers: dict[str, Callable] | None = None) -
     if done["fingerprint"] != fingerprint:
         raise ValueError(f"{file} holds rows of another model ({done['fingerprint']}); delete it or name another file")
     have = {(row[0], row[2], row[3]) for row in done["rows"]}
-    missing = [(b, s, name) for b in behaviours() for s in SEEDS for name in steerers if (name, b, s) not in have]
+    missing = [(b, s, name) for s in SEEDS for b in behaviours() for name in steerers if (name, b, s) not in have]
     for behaviour, seed, name in tqdm(missing, desc="bake-off", mininterval=5):
         row = next(bakeoff(steerers[name], name, (seed,), (behaviour,), base), None)
         if row is None:
