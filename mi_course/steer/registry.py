@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mi_course.models import Model, add, scale
 
-from . import interventions, optimization, peft_lora, training, vector_sources
+from . import gates, interventions, optimization, peft_lora, training, vector_sources
 from .detectors import aura, fit_detector
 from .fit import Examples
 from .head_shifts import iti
@@ -269,6 +269,21 @@ def reft(model: Model, task) -> Steer:
     return interventions.reft(model, examples(model, task), sites, rank=4, **_preserving(task, learning_rate=0.02))
 
 
+def layer_biases(model: Model, task) -> Steer:
+    """One trained vector for each layer, at all positions (S2e)."""
+    return interventions.layer_biases(model, examples(model, task), **_preserving(task, learning_rate=0.05))
+
+
+def bias_tuning(model: Model, task) -> WeightEdit:
+    """All bias vectors of the blocks (BitFit)."""
+    return training.masked_finetune(model, examples(model, task), training.bias_mask(model), **_preserving(task))
+
+
+def head_gates(model: Model, task) -> Steer:
+    """JoLA: scale and shift of every head, with gates that learn which heads to touch."""
+    return gates.jola(model, examples(model, task), **_preserving(task, learning_rate=0.05))[0]
+
+
 def peft(model: Model, task) -> WeightEdit:
     """The same by the library peft; ImportError where it is not installed."""
     return peft_lora.lora(model, examples(model, task), rank=2, **_preserving(task))
@@ -312,6 +327,9 @@ STEERERS = {
         Steerer("AurA", "amplitude", dampened_experts),
         Steerer("ROME", "optimization", rome, facts=True),
         Steerer("ReFT", "optimization", reft),
+        Steerer("layer biases", "optimization", layer_biases),
+        Steerer("bias tuning", "optimization", bias_tuning),
+        Steerer("head gates", "optimization", head_gates),
         Steerer("masked tuning", "optimization", masked_finetuning),
         Steerer("full fine-tuning", "optimization", full_finetuning),
         Steerer("low rank", "optimization", low_rank),
