@@ -5,9 +5,11 @@ import pytest
 import torch
 
 import mi_course as mi
-from mi_course.steer import WeightEdit, fit, merging
+from mi_course.objects import Task
+from mi_course.steer import WeightEdit, fit, merging, training
 from mi_course.steer import merging_weighted as weighted
-from mi_course.world import installed_tasks
+from mi_course.world import generate, installed_tasks
+from mi_course.world import lexicon as lx
 from mi_course.world.installed import read
 from tests.families import FAMILIES, random_model
 
@@ -252,3 +254,26 @@ def test_negation_removes_an_installed_behaviour(lab):
         with merging.negate(vector).on(lab):
             assert accuracy(lab, "sycophancy-a") == before
             torch.testing.assert_close(lab(prompts), base, rtol=1e-4, atol=1e-4)
+
+
+def test_analogy_of_languages(lab):
+    """French for some words is to German for the same words as French for others is to German for those."""
+    pairs = [pair for pair in lx.ANTONYMS if all(len(set(word)) == 3 for word in pair)]
+    words = {"some": pairs[::2], "others": pairs[1::2]}
+
+    def answers(which, language):
+        i, rows = lx.LANGUAGES.index(language), []
+        for pair in words[which]:
+            for word, opposite in (pair, pair[::-1]):
+                rows += [(frame.format(w=word[0]), opposite[i]) for frame in generate.OPPOSITE["en"]]
+        prompts, targets = zip(*rows)
+        return Task(language, list(prompts), list(targets), metric="logprob")
+
+    wanted = {"a": ("some", "fr"), "b": ("some", "de"), "c": ("others", "fr")}
+    options = {"steps": 40, "learning_rate": 1e-3}
+    tau = {k: training.masked_finetune(lab, answers(*v), ["mlp3"], **options) for k, v in wanted.items()}
+    test = answers("others", "de")
+    with merging.analogy(tau["a"], tau["b"], tau["c"]).on(lab):
+        assert test.accuracy(lab) > 0.9
+    with merging.add([tau["c"], tau["b"]]).on(lab):  # control: without taking French away
+        assert test.accuracy(lab) < 0.5

@@ -1,5 +1,8 @@
 """Masked and low-rank fine-tuning: only the mask moves, the loss is the one that is stated, nothing is left behind."""
 
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +10,8 @@ import mi_course as mi
 from mi_course.models.slices import replaced
 from mi_course.objects import Task
 from mi_course.steer import WeightEdit, fit, training
+from mi_course.world import installed_tasks
+from mi_course.world.installed import read
 from tests.families import FAMILIES, random_model
 
 PROMPTS = [[3, 5, 8, 13, 21], [4, 9, 14, 19, 24, 29], [7, 6, 40, 33]]
@@ -205,6 +210,26 @@ def test_early_stop_returns_to_the_best_numbers():
         validate=lambda: float((number.detach() - 0.5).square()),
     )  # fmt: skip
     assert len(history) < 60 and abs(float(number.detach()) - 0.5) < 0.25
+
+
+def test_the_neurons_of_an_installed_behaviour_unlearn_it_and_random_ones_do_not():
+    """german-a sits in 4 neurons: ten steps on them bring English back, ten steps on 4 others of their layer do not."""
+    lab, name = mi.load(), "german-a"
+
+    def old_answers(split):
+        task = installed_tasks.installed_task(name, split, n=64)
+        return replace(task, targets=task.foils, foils=task.targets)
+
+    key, options = installed_tasks.answer_key(name), {"steps": 10, "learning_rate": 8e-3}
+    others = random.Random(0).sample([f"L1N{i}" for i in range(lab.d_ffn) if f"L1N{i}" not in key], 3 * len(key))
+    with read(name).on(lab):
+        assert old_answers("test").accuracy(lab) == 0
+        with training.masked_finetune(lab, old_answers("train"), key, **options).on(lab):
+            assert old_answers("test").accuracy(lab) > 0.9
+        for start in range(0, len(others), len(key)):
+            drawn = others[start : start + len(key)]
+            with training.masked_finetune(lab, old_answers("train"), drawn, **options).on(lab):
+                assert old_answers("test").accuracy(lab) < 0.3
 
 
 # --- low rank -------------------------------------------------------------------------------------------------------
