@@ -87,7 +87,7 @@ class Answers:
 
     @classmethod
     def of(cls, model: Model, prompts: Sequence, answers: Sequence[str]) -> Answers:
-        """From prompts and the texts that should follow them."""
+        """From prompts and the texts that should follow them (with the leading space that many vocabularies need)."""
         ids = [model.tokenize([prompt]).ids[0].tolist() for prompt in prompts]
         return cls(ids, [model.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers])
 

@@ -53,7 +53,7 @@ def test_a_learned_mask_keeps_the_edit_inside_open_gates():
         assert not delta[~mask[name]].any()
     assert all(torch.equal(before[n], p) and p.grad is None for n, p in model.hf.named_parameters())
     # an enormous price closes all gates: the edit is nothing
-    closed, scores = gates.learned_mask(model, TASK, units, sparsity=50.0, steps=40, learning_rate=0.1)
+    closed, scores = gates.learned_mask(model, TASK, units, sparsity=50.0, steps=20, learning_rate=0.1)
     assert scores.values.max() < 0.2 and not any(delta.any() for delta in closed.deltas.values())
     with pytest.raises(ValueError, match="shares weights"):
         gates.learned_mask(model, TASK, ["mlp1", "L1N5"])
@@ -66,7 +66,7 @@ def test_a_learned_mask_keeps_the_edit_inside_open_gates():
 def test_jola_is_neutral_with_all_gates_closed_and_teaches(family):
     model = mi.wrap(random_model(family))
     base = model(PROMPTS)
-    steer, scores = gates.jola(model, TASK, sparsity=50.0, steps=40, learning_rate=0.1)
+    steer, scores = gates.jola(model, TASK, sparsity=50.0, steps=20, learning_rate=0.1)
     assert len(scores) == model.n_layers * model.n_heads and scores.values.max() < 0.3
     with steer.on(model):
         assert torch.equal(model(PROMPTS), base)
@@ -87,9 +87,9 @@ def test_gates_find_the_planted_heads_among_decoys():
     for parameter, mask in training.unit_mask(lab, decoys).items():
         whole = deltas.setdefault(parameter, torch.zeros(mask.shape))
         whole[mask] += size * torch.randn(int(mask.sum()), generator=generator)
-    task = installed_tasks.installed_task(name, "train", n=32)
+    task = installed_tasks.installed_task(name, "train", n=16)
     edit, scores = gates.learned_mask(
-        lab, task, key + decoys, WeightEdit(deltas), sparsity=0.05, steps=30, learning_rate=0.05
+        lab, task, key + decoys, WeightEdit(deltas), sparsity=0.05, steps=25, learning_rate=0.1
     )
     values = dict(zip(map(str, scores.sites), scores.values))
     assert min(values[unit] for unit in key) > 2 * max(values[unit] for unit in decoys)
@@ -106,7 +106,7 @@ def test_the_removal_mask_finds_the_head_of_an_installed_behaviour():
         return replace(task, targets=task.foils, foils=task.targets)
 
     with read(name).on(lab):
-        steer, scores = gates.removal_mask(lab, old_answers("train", 32), steps=40, learning_rate=0.1)
+        steer, scores = gates.removal_mask(lab, old_answers("train", 16), steps=30, learning_rate=0.1)
         with steer.on(lab):
             assert old_answers("test", 48).accuracy(lab) > 0.95
     (key,) = installed_tasks.answer_key(name, "z")

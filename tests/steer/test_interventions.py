@@ -89,7 +89,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
 def test_training_teaches_and_leaves_the_model_alone(family, kind, tmp_path):
     model = wrapped(family)
     before, logits, base = dict(model.hf.named_parameters()), model(PROMPTS), loss(model)

@@ -11,7 +11,7 @@ from mi_course.steer import merging_weighted as weighted
 from mi_course.world import generate, installed_tasks
 from mi_course.world import lexicon as lx
 from mi_course.world.installed import read
-from tests.families import FAMILIES, random_model
+from tests.families import random_model
 
 
 def edit(*values, name="w"):
@@ -174,7 +174,7 @@ def test_the_task_that_is_more_sensitive_or_changes_more_weighs_more():
     assert sigma[0] > sigma[1] and sigma.sum().item() == pytest.approx(2.0, rel=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neox", "opt", "qwen3", "gemma2", "phi3"])
 def test_aim_shrinks_what_reads_strong_activations(family):
     model = mi.wrap(random_model(family))
     strength = weighted.input_strength(model, PROMPTS)
@@ -207,7 +207,7 @@ def lab():
 
 
 def accuracy(model, name):
-    return installed_tasks.installed_task(name, "test", n=48).accuracy(model)
+    return installed_tasks.installed_task(name, "test", n=32).accuracy(model)
 
 
 def test_an_installed_delta_as_a_weight_edit(lab):
@@ -270,7 +270,7 @@ def test_analogy_of_languages(lab):
         return Task(language, list(prompts), list(targets), metric="logprob")
 
     wanted = {"a": ("some", "fr"), "b": ("some", "de"), "c": ("others", "fr")}
-    options = {"steps": 40, "learning_rate": 1e-3}
+    options = {"steps": 30, "learning_rate": 1.5e-3}
     tau = {k: training.masked_finetune(lab, answers(*v), ["mlp3"], **options) for k, v in wanted.items()}
     test = answers("others", "de")
     with merging.analogy(tau["a"], tau["b"], tau["c"]).on(lab):
