@@ -75,7 +75,7 @@ def top_mask(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     least = torch.cat([score.flatten() for score in scores.values()]).topk(k).values[-1]
     mask, left = {}, k - sum(int((score > least).sum()) for score in scores.values())
     for name, score in scores.items():
-        chosen = score > least
+        chosen = (score > least).contiguous()
         ties = (score.flatten() == least).nonzero()[:left, 0]  # exactly k, also where scores are equal
         chosen.view(-1)[ties] = True
         left -= len(ties)

@@ -46,7 +46,7 @@ def test_outside_the_mask_all_weights_stay_bit_identical(family, kind):
     before = {name: p.detach().clone() for name, p in model.hf.named_parameters()}
     base = loss_on(model)
     edit = training.masked_finetune(
-        model, TASK, mask, documents=[[5, 6, 7, 8]], replay=[[1, 2, 3]], contrast=[[2, 3]], **FAST
+        model, TASK, mask, documents=[[5, 6, 7, 8]], replay=[[1, 2, 3]], contrast=[[2, 3]], validation=TASK, **FAST
     )
     with edit.on(model):
         moved = 0
@@ -145,6 +145,8 @@ def test_top_mask_takes_exactly_k():
     chosen = training.top_mask(scores, 3)
     assert training.size(chosen) == 3 and chosen["a"][0, 1] and not chosen["a"][0, 0]
     assert list(training.top_mask(scores, 1)) == ["a"]
+    turned = training.top_mask({"a": scores["a"].T, "b": scores["b"]}, 3)
+    assert turned["a"][1, 0] and training.size(turned) == 3
     with pytest.raises(ValueError, match="k is 7"):
         training.top_mask(scores, 7)
 
