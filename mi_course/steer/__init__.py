@@ -3,11 +3,11 @@
 steer         Steer: edits under one dial, a schedule over time, a detector; together(model, ...)
 weights       WeightEdit: reversible edits of weights       saving      save and load both; refuses the wrong model
 amplitude     off, to the mean, up and down                 vectors     add or remove a direction
-optimization  change chosen weights (rank-one edit)
+editing       ROME and MEMIT: facts, in closed form
 """
 
-from . import amplitude, optimization, saving, vectors
-from .optimization import rank_one_edit
+from . import amplitude, editing, saving, vectors
+from .editing import memit, rank_one_edit, rome
 from .steer import Detector, Steer, together
 from .vectors import ablate_direction, add_vector, mean_difference, orthogonalise
 from .weights import WeightEdit
@@ -19,10 +19,12 @@ __all__ = [
     "ablate_direction",
     "add_vector",
     "amplitude",
+    "editing",
     "mean_difference",
-    "optimization",
+    "memit",
     "orthogonalise",
     "rank_one_edit",
+    "rome",
     "saving",
     "together",
     "vectors",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mi_course.models import Model, add, scale
 
-from . import gates, interventions, optimization, peft_lora, training, vector_sources
+from . import editing, gates, interventions, peft_lora, training, vector_sources
 from .detectors import aura, fit_detector
 from .fit import Examples
 from .head_shifts import iti
@@ -292,16 +292,16 @@ def peft(model: Model, task) -> WeightEdit:
 def rome(model: Model, task, layer: int | None = None) -> WeightEdit:
     """One rank-one edit after the other, one for each subject, in the FFN of one layer."""
     layer = model.n_layers // 3 if layer is None else layer
-    C = optimization.key_covariance(model, task.documents, layer)
+    C = editing.key_covariance(model, task.documents, layer)
     total = None
     for name in dict.fromkeys(label["subject_text"] for label in task.labels):
         own = task.where(subject_text=name)
         # the last token of the subject; 1 for the token that opens every prompt
         places = [label["subject"][1] - 1 + _opening(model) for label in own.labels]
         with total.on(model) if total else nullcontext():
-            key = optimization.keys_at(model, [own.prompts], [places], layer)[0]
-            value = optimization.optimise_values(model, [own.prompts], [places], own.target_ids(model)[:1], layer)[0]
-            edit = optimization.rank_one_edit(model, layer, key, value, C)
+            key = editing.keys_at(model, [own.prompts], [places], layer)[0]
+            value = editing.optimise_values(model, [own.prompts], [places], own.target_ids(model)[:1], layer)[0]
+            edit = editing.rank_one_edit(model, layer, key, value, C)
         total = edit if total is None else WeightEdit({k: v + edit.deltas[k] for k, v in total.deltas.items()})
     return total
 

@@ -31,7 +31,7 @@ import mi_course as mi
 from mi_course import world
 from mi_course.evaluate import document_loss, null_band, wilson
 from mi_course.locate import causal, magnitude, projection
-from mi_course.steer import WeightEdit, optimization, vectors
+from mi_course.steer import WeightEdit, editing, vectors
 from mi_course.world import generate, lexicon
 
 N_TEST = 200
@@ -464,7 +464,7 @@ def rank_one(model, name: str = "facts") -> dict:
     """
     documents = [text for texts in world.documents("train", 25).values() for text in texts]
     validation, test = world.task(name, split="validation", n=40), world.task(name, split="test", n=N_TEST)
-    C = {layer: optimization.key_covariance(model, documents, layer) for layer in range(model.n_layers)}
+    C = {layer: editing.key_covariance(model, documents, layer) for layer in range(model.n_layers)}
     bars = {"paraphrases": 0.9, "neighbours kept": 0.95}
 
     def tried(task, layer, decay):
@@ -499,8 +499,8 @@ def _solve(model, task, layer: int, decay: float):
     known = task.subset((next_word(model, task.prompts) == task.target_ids(model)).tolist())
     prompts = [[context + prompt for context in CONTEXTS] for prompt in known.prompts]
     ends = [[len(c.split()) + end - 1 for c in CONTEXTS] for _, end in subjects(model, known)[0]]
-    values = optimization.optimise_values(model, prompts, ends, known.foil_ids(model).tolist(), layer, decay=decay)
-    return known, layer, optimization.keys_at(model, prompts, ends, layer), values
+    values = editing.optimise_values(model, prompts, ends, known.foil_ids(model).tolist(), layer, decay=decay)
+    return known, layer, editing.keys_at(model, prompts, ends, layer), values
 
 
 def _edit_each(model, task, layer: int, keys, values, C, shuffled: bool = False) -> dict:
@@ -515,7 +515,7 @@ def _edit_each(model, task, layer: int, keys, values, C, shuffled: bool = False)
         others, answers = zip(*neighbours, *own)
         answers = ids(model, answers)
         right = next_word(model, others) == answers
-        edit = optimization.rank_one_edit(model, layer, keys[i], values[i], C)
+        edit = editing.rank_one_edit(model, layer, keys[i], values[i], C)
         if shuffled:
             ((name, delta),) = edit.deltas.items()
             order = torch.randperm(delta.numel(), generator=generator)

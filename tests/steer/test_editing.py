@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import mi_course as mi
-from mi_course.steer import optimization
-from mi_course.steer.optimization import rank_one_update
+from mi_course.steer import editing
+from mi_course.steer.editing import rank_one_update
 from mi_course.world import compiled
 from tests.families import random_model
 
@@ -55,13 +55,13 @@ def test_shapes_are_checked():
 def test_the_edited_ffn_writes_the_value_at_its_key(family):
     model = mi.wrap(random_model(family))
     prompts, positions, layer = [[[3, 4, 5, 6]], [[9, 8, 7]]], [[2], [1]], 0
-    C = optimization.key_covariance(model, [[3, 4, 5, 6], [9, 8, 7], [1, 2, 3, 4, 5]], layer)
-    key = optimization.keys_at(model, prompts, positions, layer)
+    C = editing.key_covariance(model, [[3, 4, 5, 6], [9, 8, 7], [1, 2, 3, 4, 5]], layer)
+    key = editing.keys_at(model, prompts, positions, layer)
     assert torch.allclose(key[1], mi.record(model, [[9, 8, 7]], ["neurons0"])["neurons0"][0, 1], atol=1e-5)
-    value = optimization.optimise_values(model, prompts, positions, [17, 23], layer)
+    value = editing.optimise_values(model, prompts, positions, [17, 23], layer)
     base = [model(p[0:1]) for p in prompts]
     for i in range(2):
-        with optimization.rank_one_edit(model, layer, key[i], value[i], C).on(model):
+        with editing.rank_one_edit(model, layer, key[i], value[i], C).on(model):
             written = mi.record(model, prompts[i], ["mlp0"])["mlp0"][0, positions[i][0]]
         assert torch.allclose(written, value[i], atol=1e-3)
         assert torch.equal(model(prompts[i][0:1]), base[i])
@@ -70,7 +70,7 @@ def test_the_edited_ffn_writes_the_value_at_its_key(family):
 def test_optimised_values_raise_the_target():
     model = mi.wrap(random_model("gpt2"))
     prompts, positions = [[[3, 4, 5, 6], [7, 3, 4, 5, 6]], [[9, 8, 7], [1, 9, 8, 7]]], [[2, 3], [1, 2]]
-    value = optimization.optimise_values(model, prompts, positions, [17, 23], 1, decay=0.0)
+    value = editing.optimise_values(model, prompts, positions, [17, 23], 1, decay=0.0)
     assert value.shape == (2, model.d_model) and not value.requires_grad
     assert all(p.grad is None for p in model.hf.parameters())
     for i, target in enumerate((17, 23)):
@@ -78,23 +78,23 @@ def test_optimised_values_raise_the_target():
             before = model.last_logits([prompt]).softmax(-1)[0, target]
             with mi.intervene(model, mi.patch("mlp1", value[i][None], positions=position)):
                 assert model.last_logits([prompt]).softmax(-1)[0, target] > before
-    limited = optimization.optimise_values(model, prompts, positions, [17, 23], 1, clamp=0.1)
+    limited = editing.optimise_values(model, prompts, positions, [17, 23], 1, clamp=0.1)
     sites = [mi.record(model, [p], ["mlp1"])["mlp1"][0, where] for p, where in zip(prompts[0], positions[0])]
     now = torch.stack(sites).mean(0)
     assert (limited[0] - now).norm() <= 0.1 * now.norm() * 1.001
     with pytest.raises(ValueError, match="same number"):
-        optimization.optimise_values(model, [[[1, 2]], [[1, 2], [2, 3]]], [[0], [0, 1]], [3, 4], 0)
+        editing.optimise_values(model, [[[1, 2]], [[1, 2], [2, 3]]], [[0], [0, 1]], [3, 4], 0)
 
 
 def test_a_rank_one_edit_changes_one_fact_of_the_look_up_and_no_other():
     c = compiled.lookup()
     model = c.wrap()
     peru, norway = "the capital of peru is", "the capital of norway is"
-    C = optimization.key_covariance(model, c.task.prompts, 0)
-    key = optimization.keys_at(model, [[peru]], [[4]], 0)[0]
+    C = editing.key_covariance(model, c.task.prompts, 0)
+    key = editing.keys_at(model, [[peru]], [[4]], 0)[0]
     value = mi.record(model, [norway], ["mlp0@4"])["mlp0@4"][0]  # peru's FFN shall write what norway's writes
     before = model.last_logits(c.task.prompts).argmax(-1)
-    with optimization.rank_one_edit(model, 0, key, value, C).on(model):
+    with editing.rank_one_edit(model, 0, key, value, C).on(model):
         after = model.last_logits(c.task.prompts).argmax(-1)
     is_peru = torch.tensor([label["subject"] == "peru" for label in c.task.labels])
     assert (after[is_peru] == model.token_id("oslo")).all()  # in all three phrasings
@@ -106,7 +106,7 @@ def test_covariance_is_that_of_the_real_tokens():
     model = mi.wrap(random_model("llama"))
     documents = [[3, 4, 5, 6], [9, 8]]
     keys = torch.cat([mi.record(model, [d], ["neurons1"])["neurons1"][0] for d in documents])
-    C = optimization.key_covariance(model, documents, 1, ridge=0.0)
+    C = editing.key_covariance(model, documents, 1, ridge=0.0)
     assert torch.allclose(C, keys.T @ keys / 6, atol=1e-5)
-    ridged = optimization.key_covariance(model, documents, 1, ridge=0.5)
+    ridged = editing.key_covariance(model, documents, 1, ridge=0.5)
     assert torch.allclose((ridged - C).diagonal(), 0.5 * C.diagonal().mean().expand(len(C)), atol=1e-5)
