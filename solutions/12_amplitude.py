@@ -37,16 +37,16 @@ from mi_course.world.installed_tasks import answer_key, behaving, candidates, in
 
 torch.manual_seed(0)
 model = mi.load()
-REST = {name: world.task(name, n=24) for name in ("facts", "ioi", "copying", "antonyms", "refusal_harmful")}
+REST = {name: world.task(name, n=20) for name in ("facts", "copying", "antonyms", "refusal_harmful")}
 texts = world.documents("test", 2)  # two documents of each of 29 domains
 flat = [(domain, text) for domain, own in texts.items() for text in own]
-plain_loss = document_loss(model, [text for _, text in flat]).numpy()
+plain_loss = document_loss(model, [text for _, text in flat], 16).numpy()
 
 
 def spill(steer, leave_out=()):
     """What a steer costs elsewhere: rise of the loss (nats per token), mean and worst domain."""
     with steer.on(model):
-        rise = document_loss(model, [text for _, text in flat]).numpy() - plain_loss
+        rise = document_loss(model, [text for _, text in flat], 16).numpy() - plain_loss
     domains = [d for d in texts if d not in leave_out]
     by_domain = {d: np.mean([r for r, (name, _) in zip(rise, flat) if name == d]) for d in domains}
     worst = max(by_domain, key=by_domain.get)
@@ -243,7 +243,7 @@ print("random neurons, lowest of five:", null.min(0).round(1))
 assert found[0] < 0 < found[1] and found[2] < 0 < null.min() and by_key < 0 and key_price > price[1] + 0.1
 
 # %% [markdown]
-# One neuron is enough, and it is not in the key. The second one brings the German answer back, five remove it again: effects of single neurons do not add up. And from the second on they have a price: the worst other task falls to 0.58 with two
+# One neuron is enough, and it is not in the key. The second one brings the German answer back, five remove it again: effects of single neurons do not add up. And from the second on they have a price: the worst other task falls to 0.55 with two
 # and to 0.25 with ten. The five of the key, at places 7 to 13 of the ranking, remove the behaviour for nothing. A ranking by effect says what matters for the answer, not what was installed.
 #
 # The band says the rest: fifty random neurons of the same layers do nothing. Without it one could not tell whether fifty is many.
@@ -318,7 +318,6 @@ plans = {
     "splice alone (nothing clamped)": {f"{SAE}F{int((acts['refusal_harmful'] > 0).sum(0).argmin())}": 0.0},
     f"{harm} to 0": {f"{SAE}F{harm}": 0.0},
     f"{harm} to 4 x its mean": {f"{SAE}F{harm}": 4 * size[harm].item()},
-    f"{harm} to 4 x, {harmless} to 0": {f"{SAE}F{harm}": 4 * size[harm].item(), f"{SAE}F{harmless}": 0.0},
 }
 measured = {}
 print(f"{'':32}   refused: harmful harmless   loss elsewhere: mean, worst domain")
@@ -326,13 +325,15 @@ for name, values in plans.items():
     measured[name], costs = four(values)
     for how, row, (mean, worst, where) in zip(("error kept", "error lost"), measured[name], costs):
         print(f"{name:32} {how}   {row[0]:.2f}   {row[1]:.2f}   {mean:+.3f}  {worst:+.2f} ({where})")
+(kept_off, lost_off), (kept_up, lost_up) = (measured[f"{harm} to {to}"] for to in ("0", "4 x its mean"))
+assert kept_off[0] > 0.98 > 0.9 > lost_off[0] and lost_up[1] > kept_up[1] + 0.1 > 0.4
 
 # %% [markdown]
 # The feature fires on every harmful request and on 4 % of the others, and switching it off **does nothing**: with the error kept, all are refused as before. Without the error refusals fall to 0.79, and one would report an effect. The splice alone
-# changes no answer, so subtracting it does not reveal this. The evidence that the clamp takes out of $\\hat x$ is there a second time, in the part of the state that the SAE leaves to the error.
+# changes no answer, so subtracting it does not reveal this. The evidence that the clamp takes out of $\hat x$ is there a second time, in the part of the state that the SAE leaves to the error.
 #
-# Turned up to four times its mean, the feature does make the model refuse harmless requests. So later layers read it, although they do not need it: it is sufficient and not necessary. Without the error this looks stronger than it is, at about
-# twice the price elsewhere. The next cell asks the reverse of the harmless feature, once at all positions and once at the last.
+# Turned up to four times its mean, the feature does make the model refuse harmless requests. So later layers read it, although they do not need it: it is sufficient and not necessary. Without the error this looks stronger than it is, and
+# costs more elsewhere. The next cell asks the reverse of the harmless feature, once at all positions and once at the last.
 
 # %% label="last_token" tags=["nbval-check-output"]
 both = {f"{SAE}F{harm}": 0.0, f"{SAE}F{harmless}": 4 * size[harmless].item()}
@@ -418,15 +419,15 @@ best = torch.cat([aura_factors(values, labels) for values in peaks.values()]).ar
 names = [f"L{i // model.d_ffn}N{i % model.d_ffn}" for i in best.tolist()]
 shuffled = [
     by_factors(labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(i))])
-    for i in range(4)
+    for i in range(3)
 ]
 board = {"nothing": judged(aura.scaled(0.0))}
-board |= {f"AurA at strength {s:g}": judged(aura.scaled(s)) for s in (0.5, 1.0, 1.5, 2.0)}
+board |= {f"AurA at strength {s:g}": judged(aura.scaled(s)) for s in (1.0, 1.5, 2.0)}
 for where, edits in (("without layer 0", aura.edits[1:]), ("layer 0 alone", aura.edits[:1])):
     board[f"AurA at 1.5, {where}"] = judged(Steer(edits, strength=1.5))
-board |= {f"Det0, k = {k}": judged(amplitude.switch_off(names[:k])) for k in (30, 100, 300)}
+board |= {f"Det0, k = {k}": judged(amplitude.switch_off(names[:k])) for k in (100, 300)}
 chance = [judged(steer) for steer in shuffled]
-board["AurA, shuffled labels (mean of 4)"] = np.mean(chance, axis=0)
+board["AurA, shuffled labels (mean of 3)"] = np.mean(chance, axis=0)
 share = [(aura_factors(v, labels) < 1).float().mean().item() for v in peaks.values()]
 print(
     f"{len(corpus)} texts, {labels.float().mean():.2f} toxic; experts by layer:",
@@ -446,8 +447,10 @@ assert board["AurA at strength 2"][0] + board["AurA at strength 2"][1] < 0.2
 # - **It works, a little.** Toxic mass after "rude :" falls from 0.90 to 0.81, outside the band of shuffled labels, for 0.09 nats elsewhere. The paper reports a factor of up to 2.2 on large models.
 # - **The dial is short.** At 1.5 more toxic mass goes, and the rest breaks. At 2 neither the toxic nor the other words are left. A table with the first column alone would call that the best steer.
 # - **Graded or hard?** Det0 with 300 neurons does as much as AurA for half of the price; but its $k$ had to be chosen.
-# - **Detecting is not causing.** Every layer has as many experts, but without layer 0 nothing is left of the effect. The experts that matter are those nearest to the words: damping them lets the model notice "rude" less.
+# - **Detecting is not causing.** Every layer has as many experts, but without layer 0 nothing is left of the effect, and layer 0 alone does more for a fifth of the price. The experts that matter are those nearest to the words: damping them lets the
+#   model notice "rude" less.
 #   The next cell shows the extreme, experts fitted on the *prompts*: every neuron whose peak differs between the two kinds detects them perfectly.
+#
 # (Loss elsewhere is from two documents of each domain, so the column "worst" is rough.)
 
 # %% label="prompts_alone" tags=["nbval-check-output"]
@@ -483,7 +486,7 @@ def cut_edge(pattern, queries, keys):
 cut_edge = check("amplitude.cut_edge", cut_edge)
 
 # %% label="edges"
-notes = world.task("context", n=120)
+notes = world.task("context", n=90)
 notes = notes.subset([label["conflict"] for label in notes.labels])
 told, known = ([label[k] for label in notes.labels] for k in ("context", "memory"))
 city = torch.tensor([p.split().index(c) + 1 for p, c in zip(notes.prompts, told)])  # <bos> is token 0
@@ -521,7 +524,7 @@ show(
         rows=[f"layer {i}" for i in range(model.n_layers)],
         columns=[f"H{h}" for h in range(model.n_heads)],
         unit="p(what training said)",
-        title="One edge cut: last token reads the city of the note",
+        title="One edge cut: last token to city",
     ),
     alt="Grid of layers by heads. Nearly all cells are close to 0.27; L3H1 has 0.95 and L4H0 about 0.7.",
     reading="A cell: the probability of the fact from training when this head alone may not read the city.",
@@ -660,7 +663,7 @@ show(
         title="Which layers can go?",
     ),
     alt="Rise of the loss for one, two and three layers removed. The band of all choices widens with the "
-    "number of layers. Block influence lies above the mean over all choices, the best choice at its end.",
+    "number of layers. Block influence lies above the mean of all choices, and for three layers close to it.",
     reading="Band: from the best to the worst choice. A criterion should lie at its lower end.",
 )
 for k, value in zip(choices, picked):
@@ -680,7 +683,7 @@ print(f"a model built without layer 1: the same logits, {parameters[1]:,} of {pa
 assert cost[0] > 5 and picked[0] > min(choices[1])
 
 # %% [markdown]
-# Nothing is redundant in a model of six layers; the papers are about models with dozens. And block influence chooses badly here: its first layer is the fourth best of five, its first two are the ninth best pair of ten. A block that turns the state little may
+# Nothing is redundant in a model of six layers; the papers are about models with dozens of them. And block influence chooses badly here: its first layer is the fourth best of five, its first two are the ninth best pair of ten. A block that turns the state little may
 # turn it where it counts. (With layer 0 the correlation looks better, since that layer is at the end of both lists.) The mean hides more: without layer 3 the loss rises by 0.34 on average, and by 2.15 in copying.
 #
 # ## 9. The scoreboard
@@ -692,13 +695,13 @@ docs = [text for own in world.documents("train", 1).values() for text in own]
 JUDGES = {
     "copying": REST["copying"],
     "refused": REST["refusal_harmful"],
-    "verdict": world.task("verdict", n=24),
+    "verdict": world.task("verdict", n=20),
 }
 table = {}
 for name in [f"{kind}-{x}" for kind in ("refusal", "german", "sycophancy", "bias") for x in "ab"] + [
     "sycophancy-direction"
 ]:
-    task, key, among = installed_task(name, n=24), answer_key(name), candidates(name, model)
+    task, key, among = installed_task(name, n=20), answer_key(name), candidates(name, model)
     with behaving(name, model):
         before = {judge: other.accuracy(model) for judge, other in JUDGES.items()}
         means = causal.site_means(model, docs, key)
@@ -739,13 +742,13 @@ for site in ("L0N0", "L0N1"):
 #
 # ## 10. What the survey says, and where it is loose
 # - **Purpose, not operation.** Amplitude manipulation and causal attribution (section 3.2) are one set of edits. What makes an edit a *steer* is that it stays: a strength chosen on other data than the result, side effects, positions,
-#   generation. The survey lists no measurement of these for this family.
+#   generation. The survey says that $\alpha$ is tuned by hand and that objects with several meanings bring side effects; how to measure either it leaves open.
 # - **"Mean centering"** is its name for setting an object to its mean. Centring subtracts the mean, $o - E[o]$; setting to the mean puts $E[o]$ in its place and is usually called mean ablation. The scoreboard needs the second.
 # - **The range of $\alpha$.** Section 4.1 has $\alpha > 1$ and $0 < \alpha < 1$. Zero is then a different operation (it is the same one), and negative values have no place. They are used (section 2 above: $s > 1$), and they are where the rest breaks.
 # - **$\alpha\, o$ with merging coefficients** appears in the same section, and adding a vector may be written as scaling a feature. We file by what is set: a present value that is set or scaled is amplitude; a direction that is added whatever is there is
 #   vector arithmetic (chapter 14); weights that are scaled and added are merging.
-# - **It "depends on the localization".** Section 3: the ranking found neurons that remove the behaviour and are not its answer key. Section 4: a feature that detects perfectly and does nothing. Good localization is necessary for neither success nor failure; the null
-#   band and the side effects decide.
+# - **It "depends on the localization".** Section 3: the ranking found neurons that remove the behaviour and are not its answer key. Section 4: a feature that detects perfectly and does nothing. So an effect does not
+#   prove a location, and a perfect detector promises no effect. The null band and the side effects decide.
 #
 # ## 11. Papers that use this
 # - heads off or scaled: safety heads [@zhou2025on], bias [@vig2020gender; @chandnaDissectingBiasLLMs2025], conflicts [@jin2024ph3; @li2025taming], copying from the context [@niu-etal-2025-llama]
