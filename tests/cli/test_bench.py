@@ -39,7 +39,8 @@ def test_measure_runs_and_leaves_the_model_as_it_was(tiny):
     before = tiny([[1, 2, 3]])
     found = bench.measure(tiny, pairs=2)
     assert torch.equal(tiny([[1, 2, 3]]), before)
-    assert found["caching"] > 0 and found["steered_generation"] > 0 and found["parameters"] > 1000
+    assert found["caching"] > 0 and found["steered_generation"] > 0 and found["dialled_generation"] > 0
+    assert found["parameters"] > 1000
 
 
 def part(value, limits, **direction):
