@@ -30,14 +30,14 @@ from mi_course.steer import Steer, WeightEdit, head_shifts, merging, vector_sour
 from mi_course.steer.decoding import DoLa
 from mi_course.steer.fit import Examples
 from mi_course.steer.interventions import trained_vector
-from mi_course.teach import Question, bars, check, curves, heatmap, layer_strength_map, papers, quiz, show
+from mi_course.teach import Question, check, curves, heatmap, layer_strength_map, papers, quiz, show
 from mi_course.world import installed, lexicon
 from mi_course.world.installed_tasks import behaving, delta, installed_task
 from mi_course.world.steering_tasks import steering_task
 
 torch.manual_seed(0)
 model = mi.load()
-SPLITS = {"train": 200, "validation": 80, "test": 100}
+SPLITS = {"train": 200, "validation": 60, "test": 100}
 harmful = {s: world.task("refusal_harmful", s, n=n) for s, n in SPLITS.items()}
 harmless = {s: world.task("refusal_harmless", s, n=n) for s, n in SPLITS.items()}
 texts = {
@@ -139,12 +139,11 @@ assert found["last token, <bot>"] == (1.0, 0.0)
 assert found["the object (bomb, cake)"][0] < 0.05 and found["the object (bomb, cake)"][1] > 0.95
 
 # %% [markdown]
-# All these vectors are differences of means of the same prompts in the same layer. The last token gives a vector that does both. The token
-# of the object itself, where one would look for harm, gives one that does nothing, in either direction: what makes a request harmful is known
-# there, but it is not written in the form in which it decides. CAA's vector does nothing either: at the answer token the state says which
-# *word* was just said, and the decision is over. (CAA was made for questions with a letter as the answer.) The average over all tokens
-# points the right way, but at its own length it is four times too weak, and removing it leaves a fifth. A single pair may be enough
-# (pair 1), or not (pair 0 adds refusal and does not remove it): one pair differs in much more than in harm.
+# All these vectors come from the same prompts in the same layer. The last token gives a vector that does both. The token of the object
+# itself, where one would look for harm, gives one that does neither, though verb and object have both been read there. CAA's vector does
+# nothing either: at the answer token the state says which *word* was just said, and the decision is over. (CAA was made for questions with
+# a letter as the answer.) The average over all tokens points the right way, but it is four times shorter, and removing it leaves some
+# refusals. A single pair may be enough (pair 1), or not (pair 0 adds refusal and does not remove it): one pair differs in more than in harm.
 #
 # Where is the vector *added*? That is a choice of its own, the position policy.
 
@@ -185,7 +184,7 @@ push = check("vectors.push", push)
 # are refused, the second what the same push does to all other text: the rise of the loss in nats (natural-log units) per token.
 
 # %% label="map"
-LAYERS, SHARES = (1, 2, 3, 4, 5), (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+LAYERS, SHARES = (1, 2, 3, 4, 5), (0.1, 0.15, 0.2, 0.3, 0.5)
 by_layer = vectors.mean_differences(
     model, asked.prompts, harmless["train"].prompts, [f"x{l}@-1" for l in LAYERS]
 )
@@ -203,26 +202,25 @@ success = layer_strength_map(
     lambda: refused(plea),
     prompts=plea[:2],
     unit="share refused",
-    title="Harmless requests refused, by layer and strength |push| / |x|",
+    title="Harmless requests refused",
 )
 plain = loss("validation")
 rise = [[loss("validation", pushed(l, s)) - plain for s in SHARES] for l in LAYERS]
 show(
     heatmap(rise, LAYERS, [f"{s:g}" for s in SHARES], xlabel="strength", ylabel="layer", unit="nats",
             title="Rise of the loss on other text"),
-    alt="Map of the rise of the loss by layer and strength. It grows with the strength in every row, and "
-    "most in the late layers.",
-    reading="Cost. The same share costs more in late layers, where less is left to repair it.",
+    alt="Map of the rise of the loss by layer and strength. It grows with the strength in every row, most "
+    "steeply in layer 4, where refusals are most frequent, too.",
+    reading="Cost. Where a push does most to refusals it also does most to other text: no layer is free.",
 )  # fmt: skip
-allowed = [(success[i][j], -SHARES[j], LAYERS[i]) for i in range(5) for j in range(6) if rise[i][j] <= 0.02]
-_, share, layer = max(allowed)
-share = -share
-print(f"chosen on validation, loss rise at most 0.02: x{layer}, strength {share}")
+works = [(rise[i][j], LAYERS[i], SHARES[j]) for i in range(5) for j in range(5) if success[i][j] >= 0.95]
+cost, layer, share = min(works)
+print(f"cheapest that refuses 95 %, on validation: x{layer}, strength {share}, loss {cost:+.3f}")
 
 # %% [markdown]
-# The two maps together are the whole story of a steering vector: in early layers it is cheap and does nothing, in late ones it works and is dear.
-# Between them lies a layer where it works at a price that one can pay. We choose there, and only now look at the *test* requests and
-# documents. Beside the numbers stand two controls. **Random vectors** of the same length test the direction. **Shuffled labels** repeat the whole recipe
+# Read the two maps together. In x1 and x5 a push does little: too early, the direction is not yet what decides; too late, the decision has been
+# read. Between them a strong push in x2 and a weaker one in x4 reach the same success at about the same price. We take the cheapest cell that
+# refuses 95 %, and only now look at the *test* requests and documents. Beside the numbers stand two controls. **Random vectors** of the same length test the direction. **Shuffled labels** repeat the whole recipe
 # with the 400 training prompts dealt out anew, and test whether the contrast is needed.
 
 # %% label="test" tags=["nbval-check-output"]
@@ -241,9 +239,9 @@ for kind, prompts, how, edits in (
 assert refused(bad, *remove) <= 0.05 and refused(good, add) >= 0.95
 assert abs(change["removed"]) < 0.02 and abs(change["added"]) < 0.02
 
-null = [refused(good, vectors.add_relative(f"x{layer}", r, share)) for r in vectors.random_like(final, 10)]
+null = [refused(good, vectors.add_relative(f"x{layer}", r, share)) for r in vectors.random_like(final, 6)]
 everything, shuffled = [*asked.prompts, *harmless["train"].prompts], []
-for seed in range(6):
+for seed in range(5):
     order = torch.randperm(400, generator=torch.Generator().manual_seed(seed)).tolist()
     halves = [[everything[i] for i in part] for part in (order[:200], order[200:])]
     shuffled.append(vectors.mean_difference(model, *halves, f"x{layer}@-1"))
@@ -264,12 +262,12 @@ assert max(null) < 0.1 and own < 0.1
 #
 # ## 3. The inverted U
 # More is not better. Below, three measures over the strength: success; **fluency**, how likely the model's own later words are under the
-# unsteered model, relative to plain answers; and what is **kept** on other text, $e^{-\text{rise of the loss}}$. The black line is their harmonic mean, as in AxBench
+# unsteered model, relative to plain answers; and what is **kept** on other text, $e^{-\text{rise of the loss}}$. The dotted line is their harmonic mean, as in AxBench
 # ([@wu2025axbench]), which scores concept, instruction and fluency in this way. The grey band is the success of random vectors.
 
 # %% label="inverted_u"
-DIAL = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
-some, plain_words = plea[:24], fluency(model, plea[:24], max_new_tokens=8)
+DIAL = (0.0, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
+some, plain_words = plea[:16], fluency(model, plea[:16], max_new_tokens=8)
 lines = {"success": [], "fluency": [], "kept": [], "harmonic mean": []}
 for s in DIAL:
     steer = Steer(vectors.add_relative("x4", v, s))
@@ -278,15 +276,24 @@ for s in DIAL:
     lines["fluency"].append(words.relative_to(plain_words))
     lines["kept"].append(kept(0.0, max(0.0, loss("validation", steer) - plain)))
     lines["harmonic mean"].append(steering_score(*[lines[k][-1] for k in ("success", "kept", "fluency")]))
-noise = [[refused(some, vectors.add_relative("x4", r, s)) for s in DIAL] for r in vectors.random_like(v, 6)]
+noise = [[refused(some, vectors.add_relative("x4", r, s)) for s in DIAL] for r in vectors.random_like(v, 5)]
+
+
+def band_of(draws):
+    """Mean -+ 2 s.d. over the draws, within 0 to 1."""
+    draws = np.array(draws)
+    mean, spread = draws.mean(0), 2 * draws.std(0, ddof=1)
+    return np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1)
+
+
 show(
-    curves(DIAL, lines, null=noise, neutral=0.0, xlabel="strength, |push| / |x|", ylabel="0 to 1",
+    curves(DIAL, lines, null=band_of(noise), neutral=0.0, xlabel="strength, |push| / |x|", ylabel="0 to 1",
            title="Success, and what is left of the rest"),
     alt="Four lines over the strength from 0 to 2. Success rises to 1 at 0.2. Fluency stays at 1 until 0.75 "
     "and falls to 0 at 1.5; what is kept falls steadily. Their harmonic mean is an inverted U with its top "
     "near 0.2.",
-    reading="The black top is where to steer. Beyond 1 the model refuses in words that are no language, and "
-    "random vectors begin to have an effect, too.",
+    reading="The top of the dotted line is where to steer. From 1 on the model refuses in words that are no "
+    "language, and some random vectors bring about refusals, too.",
 )  # fmt: skip
 top = max(range(len(DIAL)), key=lambda i: lines["harmonic mean"][i])
 print(f"best strength {DIAL[top]}: harmonic mean {lines['harmonic mean'][top]:.2f};", end=" ")
@@ -296,6 +303,12 @@ with mi.intervene(model, vectors.add_relative("x4", v, 2.0)):
 back = {a: refused(ask, mi.add("x4", v, a)) for a in (-0.25, -0.5, -1.0)}
 print("negative alpha on harmful requests:", ", ".join(f"{a:g}: {r:.2f}" for a, r in back.items()))
 assert lines["harmonic mean"][top] > 0.9 > 0.2 > lines["harmonic mean"][-1]
+assert back[-1.0] < 0.05 < max(max(row) for row in noise)
+
+# %% [markdown]
+# Success alone never falls here: at strength 2 the model still "refuses", in broken words. Whoever looks at success alone steers too far. A negative
+# $\alpha$ is the opposite steer: enough of it makes the model grant harmful requests. Section 4.1 of the survey restricts its factor $\alpha$ to ranges in which
+# neither 0 (the identity) nor negative values have a place.
 
 # %% [markdown]
 # ## 4. The same vector from elsewhere
@@ -329,7 +342,7 @@ sae_vector = check("vectors.sae_vector", sae_vector)
 # With all features, Eq. 24 is *exactly* the mean difference of the reconstructions: the mean difference of the states minus that of the errors. So
 # this is no other kind of vector, but Eq. 22 with a filter. The next cell checks that, and then compares all sources at one site, `x3`, where the shipped SAE reads.
 # Each is added as it comes, and at the length of the mean difference. A trained vector is there, too: found by gradient descent so that the model
-# refuses harmless training requests, and other documents stay as they are (chapter 13).
+# refuses 48 harmless training requests (chapter 13).
 
 # %% label="sources" tags=["nbval-check-output"]
 sae = world.sae("x3-topk", model)
@@ -343,8 +356,8 @@ print(f"all features against the reconstructions: off by {(every - rebuilt).abs(
 assert torch.allclose(every, rebuilt, atol=1e-4)
 
 lesson = steering_task("refuse", "train")
-taught = trained_vector(model, Examples(lesson.prompts, lesson.wanted_shares(model)), "x3", steps=40,
-                        documents=lesson.documents).edits[0].arguments["vector"]  # fmt: skip
+wanted = Examples(lesson.prompts, lesson.wanted_shares(model))
+taught = trained_vector(model, wanted, "x3", steps=20, learning_rate=0.1).edits[0].arguments["vector"]
 probe = {k: vector_sources.probe_vector(model, asked.prompts, harmless["train"].prompts, "x3@-1", k)
          for k in ("logistic", "lda")}  # fmt: skip
 sources = {
@@ -372,13 +385,17 @@ assert table["mean difference"][1] > table["SAE, 8 features"][1] > table["random
 assert torch.cosine_similarity(sources["LDA probe, pattern"], m3, dim=0) > 0.95
 
 # %% [markdown]
-# The figure shows the SAE vector by the number of features, beside the mean difference (the top line) and the band of vectors made of random
-# features, with their own $\delta_j$, at the same length.
+# The trained vector is shorter, works as well, and has a cosine of only about 0.5 with the mean difference: many directions steer, and what steers need not be
+# what the model's own states differ by. The LDA probe reads well and steers badly; its pattern is the mean difference again.
+#
+# The figure shows the SAE vector by the number of features, beside the mean difference (dashed) and the band of vectors made of other live
+# features at random, each with its own $\delta_j$, at the same length.
 
 # %% label="sae_curve"
-KS = (1, 2, 4, 8, 16, 32, 64)
+KS = (1, 2, 4, 8, 16)
 delta_j = a_up.mean(0) - a_down.mean(0)
 live = ((a_up > 0).any(0) | (a_down > 0).any(0)).nonzero().flatten()
+live = live[(delta_j.abs() * sae.W_dec.norm(dim=1))[live].argsort(descending=True)]  # longest parts first
 
 
 def at_length(u):
@@ -387,23 +404,25 @@ def at_length(u):
 
 chosen = [at_length(sae_vector(a_up, a_down, sae.W_dec, k)) for k in KS]
 g, by_luck = torch.Generator().manual_seed(0), []
-for _ in range(6):
-    order = live[torch.randperm(len(live), generator=g)]
-    by_luck.append([at_length(delta_j[order[:k]] @ sae.W_dec[order[:k]]) for k in KS])
+for _ in range(5):
+    others = [live[k:][torch.randperm(len(live) - k, generator=g)[:k]] for k in KS]  # not the k longest
+    by_luck.append([at_length(delta_j[some_k] @ sae.W_dec[some_k]) for some_k in others])
 show(
-    curves(range(len(KS)), {"longest features": chosen, "mean difference": [at_length(m3)] * len(KS)},
-           null=by_luck, xlabel="number of features: " + ", ".join(map(str, KS)), ylabel="share refused",
-           title="SAE vectors at equal length"),
-    alt="Share of harmless requests refused against the number of SAE features. The SAE vectors lie below "
-    "the line of the mean difference and mostly above the band of random features.",
-    reading="Few features carry most of it, and all of them together do not reach the plain mean difference.",
+    curves(np.log2(KS), {"longest features": chosen, "mean difference": [at_length(m3)] * len(KS)},
+           null=band_of(by_luck), xlabel="number of features, log2 (0: one, 4: sixteen)",
+           ylabel="share refused", title="SAE vectors at equal length"),
+    alt="Share of harmless requests refused for 1 to 16 SAE features. The SAE vectors lie below the line of "
+    "the mean difference and above the band of random features.",
+    reading="A handful of features carries most of it, and none of these vectors beats the mean difference.",
 )  # fmt: skip
-assert max(chosen) <= at_length(m3) and np.mean(chosen) > np.mean(by_luck)
+print("longest features:", ", ".join(f"{k}: {x:.2f}" for k, x in zip(KS, chosen)))
+assert max(chosen) <= at_length(m3) and np.mean(chosen) > np.mean(by_luck) + 0.3
 
 # %% [markdown]
-# What this says, and what it does not. Here the difference in means beats the SAE, with all features as with few: what the SAE does not reconstruct, the error term, carried part of the behaviour. AxBench found that order on
-# Gemma 2 for hundreds of concepts, and that **prompting beats both** ([@wu2025axbench]). "A more precise way", as the survey calls SAE steering,
-# is not borne out. Whether a prompt beats the vector in `lab`, with equal data for each method and side effects counted, is measured in chapter 15.
+# What this says, and what it does not. At equal length the difference in means beats the SAE, with all features as with few: the error term, which the SAE does
+# not reconstruct, carried part of the behaviour. At 1.5 times the length both reach 1, so the gap is one of strength. A single feature leaves most refusals standing when it is *removed*.
+# AxBench found the same order on Gemma 2 for hundreds of concepts, and that **prompting beats both** ([@wu2025axbench]). "A more precise way", as the survey calls SAE
+# steering, is not borne out. Whether a prompt beats the vector in `lab`, with equal data for each method and side effects counted, is measured in chapter 15.
 #
 # ## 5. Taking a direction out of the weights
 # To remove a direction while the model runs, every write $w$ to the stream becomes $w - (w \cdot \hat r)\,\hat r$. Eq. 21 cannot say this, since what is
@@ -462,7 +481,8 @@ for left_out in (None, *WRITERS):
 assert refused(ask) == 1.0  # the weights are back
 
 # %% [markdown]
-# Only all six kinds together remove the direction; published recipes that list the matrices alone forget the biases. Three remarks. `W_E` is tied to
+# Only all six kinds together remove the direction. Leave out $W_O$, and almost half of the refusals come back; leave out $W_{out}$, and the last state has a large part along r again,
+# which refusal does not happen to read. Whether a forgotten writer matters depends on the behaviour; whether hook and weights are equal does not. Three remarks. `W_E` is tied to
 # the unembedding in many models, `lab` among them. The edit changes what the embedding *writes* and leaves the unembedding as it was; saved as a
 # checkpoint, the model must untie the two. Where a norm stands between a block and the stream (Gemma 2), no weight writes to the stream directly: projecting
 # $W_O$ can still clear the direction, but it changes the size that the norm then restores, so hook and weight are not the same, and the package refuses.
@@ -537,9 +557,9 @@ with shift.scaled(4.0).on(model):
     print(f"shift of z against the sum of its results: {(model.last_logits(plea) - as_sum).abs().max():.0e}")
     assert torch.allclose(model.last_logits(plea), as_sum, atol=1e-3)
 g, heads = torch.Generator().manual_seed(0), [f"L{l}H{h}" for l in range(6) for h in range(4)]
-for alpha in (1.0, 2.0, 4.0, 8.0):
+for alpha in (2.0, 4.0, 8.0):
     luck = []
-    for _ in range(5):
+    for _ in range(3):
         z = {s: u.norm() * vectors.unit(torch.randn(len(u), generator=g)) for s, u in parts.items()}
         luck.append(refused(plea, Steer([mi.add(site, u) for site, u in z.items()], alpha)))
     cost = loss("validation", shift.scaled(alpha)) - plain
@@ -583,7 +603,7 @@ with DoLa(alpha=0.1).on(model):
     packaged = model.last_logits(prompt)[0]
 mine = dola(model.last_logits(prompt)[0].log_softmax(-1), lens, 0.1)
 assert torch.allclose(mine, packaged, atol=1e-2)
-print("accuracy, and probability of the right word where the plain answer is right")
+print("accuracy")
 gain = {}
 for name in ("facts", "attributes", "two_hop", "unknown", "context", "translation"):
     task = world.task(name, "test", n=80)
@@ -680,9 +700,9 @@ assert all(torch.allclose(d, mine.deltas[n], atol=1e-6) for n, d in theirs.items
 assert cured == has("sycophancy-a") and has("refusal-a", merged(conflict, MERGES["mean"])) < 0.05
 
 # %% [markdown]
-# Negation gives back the base exactly. Where masks are disjoint, sum and TIES lose nothing, and the mean keeps a third of each change,
-# which is too little for most. In the conflict the mean loses the refusals; TIES keeps both, since the larger side wins each weight. The plain sum survives here,
-# too: half of one change was enough for it or not, look at the line. The conflict was planted so that one side is larger everywhere; where both are equal, no rule can know which is wanted.
+# Negation gives back the base. Where masks are disjoint, sum and TIES lose nothing, and the mean keeps a third of each change,
+# which is too little for two of the three. In the conflict the mean loses the refusals; TIES keeps both, since the larger side wins each weight. The
+# sum loses them too, for half of a change is not half of a behaviour. The conflict was planted so that one side is larger everywhere; where both are equal, no rule can know which is wanted.
 #
 # The package has the further variants of the survey: DARE (drop weights at random and rescale), analogies ($\tau_c + \tau_b - \tau_a$), and merges weighted by sensitivity
 # ([@liu2025sensmerging]) or activations ([@yao2025activation]): `merging` and `merging_weighted`.
