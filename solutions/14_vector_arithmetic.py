@@ -14,8 +14,8 @@
 # - shift single heads, contrast layers while decoding (DoLa), and add, negate and merge task vectors (TIES)
 #
 # **The claim.** A behaviour can be moved with one vector added to the states, $\hat z = z + \alpha v$ (survey, section 4.3, Eq. 21), and $v$ can be
-# had from a difference of means, from SAE features or from weights. In `lab`, refusal moves from 0 to 100 % with a vector a fifth as long as
-# the state. Which token is averaged decides whether it works at all.
+# had from a difference of means, from SAE features or from weights. In `lab`, one vector takes the refusal of harmless requests from 0 to
+# 100 %, and the loss on other text rises by less than 0.02. Which token is averaged decides whether it works at all.
 
 # %% label="setup"
 import numpy as np
@@ -211,15 +211,15 @@ show(
             title="Rise of the loss on other text"),
     alt="Map of the rise of the loss by layer and strength. It grows with the strength in every row, most "
     "steeply in layer 4, where refusals are most frequent, too.",
-    reading="Cost. Where a push does most to refusals it also does most to other text: no layer is free.",
+    reading="Cost. It grows with the strength in every layer, fastest in x4: no layer is free.",
 )  # fmt: skip
 works = [(rise[i][j], LAYERS[i], SHARES[j]) for i in range(5) for j in range(5) if success[i][j] >= 0.95]
 cost, layer, share = min(works)
 print(f"cheapest that refuses 95 %, on validation: x{layer}, strength {share}, loss {cost:+.3f}")
 
 # %% [markdown]
-# Read the two maps together. In x1 and x5 a push does little: too early, the direction is not yet what decides; too late, the decision has been
-# read. Between them a strong push in x2 and a weaker one in x4 reach the same success at about the same price. We take the cheapest cell that
+# Read the two maps together. In x1 and x5 a push does less than between them: too early, the direction is not yet what decides; too late, much of
+# the decision has been read. A strong push in x2 and a weaker one in x4 reach the same success at a similar price. We take the cheapest cell that
 # refuses 95 %, and only now look at the *test* requests and documents. Beside the numbers stand two controls. **Random vectors** of the same length test the direction. **Shuffled labels** repeat the whole recipe
 # with the 400 training prompts dealt out anew, and test whether the contrast is needed.
 
@@ -568,6 +568,9 @@ for alpha in (2.0, 4.0, 8.0):
 assert refused(plea, shift.scaled(4.0)) > 0.9
 
 # %% [markdown]
+# At $\alpha = 4$ four heads are enough, and random directions in the same heads do nothing. At 8 the loss has risen by 0.6, and random directions may bring about
+# refusals as well: there the model is broken, not steered.
+#
 # **Layer contrast** (DoLa, [@chuang2024dola]) changes no state at all. While the model writes, it reads an early layer with the logit lens (chapter 09) and
 # prefers tokens that have gained since then:
 #
