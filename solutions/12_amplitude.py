@@ -485,38 +485,44 @@ def cut_edge(pattern, queries, keys):
 # %%
 cut_edge = check("amplitude.cut_edge", cut_edge)
 
+
 # %% label="edges"
-notes = world.task("context", n=90)
-notes = notes.subset([label["conflict"] for label in notes.labels])
-told, known = ([label[k] for label in notes.labels] for k in ("context", "memory"))
-city = torch.tensor([p.split().index(c) + 1 for p, c in zip(notes.prompts, told)])  # <bos> is token 0
+class Notes:
+    """Prompts whose note contradicts training: the two answers, and where the city of the note stands."""
+
+    def __init__(self, split):
+        task = world.task("context", split=split, n=90)
+        task = task.subset([label["conflict"] for label in task.labels])
+        self.prompts = task.prompts
+        self.told, self.known = ([label[k] for label in task.labels] for k in ("context", "memory"))
+        self.city = torch.tensor([p.split().index(c) + 1 for p, c in zip(self.prompts, self.told)])
+
+    def says(self):
+        """Probability of what the note says, and of what training said."""
+        p, rows = model.last_logits(self.prompts).softmax(-1), torch.arange(len(self.prompts))
+        answers = [torch.tensor([model.token_id(w) for w in own]) for own in (self.told, self.known)]
+        return [p[rows, own].mean().item() for own in answers]
 
 
-def says():
-    """(share of probability for what the note says, for what training said)."""
-    p, rows = model.last_logits(notes.prompts).softmax(-1), torch.arange(len(notes))
-    answers = [torch.tensor([model.token_id(w) for w in own]) for own in (told, known)]
-    return [p[rows, own].mean().item() for own in answers]
-
-
+tune, notes = Notes("train"), Notes("test")
 batch = model.tokenize(notes.prompts)
 final = causal.position_mask(batch, -1)
-to_city = torch.zeros_like(final).scatter(1, (city + batch.ids.shape[1] - batch.lengths)[:, None], True)
-print(notes.prompts[0], "   note:", told[0], "  training:", known[0])
-print(f"nothing cut: note {says()[0]:.2f}, training {says()[1]:.2f}")
+to_city = torch.zeros_like(final).scatter(1, (notes.city + batch.ids.shape[1] - batch.lengths)[:, None], True)
+print(notes.prompts[0], "   note:", notes.told[0], "  training:", notes.known[0])
+print(f"nothing cut: note {notes.says()[0]:.2f}, training {notes.says()[1]:.2f}")
 grid = np.zeros((model.n_layers, model.n_heads))
 for layer in range(model.n_layers):
     for head in range(model.n_heads):
-        with amplitude.cut_edges(f"L{layer}H{head}.pattern", keys=city, queries="last").on(model):
-            grid[layer, head] = says()[1]
+        with amplitude.cut_edges(f"L{layer}H{head}.pattern", keys=tune.city, queries="last").on(model):
+            grid[layer, head] = tune.says()[1]
 layer, head = (int(i) for i in np.unravel_index(grid.argmax(), grid.shape))
-cut = amplitude.cut_edges(f"L{layer}H{head}.pattern", keys=city, queries="last")
+cut = amplitude.cut_edges(f"L{layer}H{head}.pattern", keys=notes.city, queries="last")
 by_hand = mi.edit(f"pattern{layer}", lambda p: torch.cat([
     p[:, :head], cut_edge(p[:, head : head + 1], final, to_city), p[:, head + 1 :]], 1))  # fmt: skip
 with mi.intervene(model, by_hand):
-    mine = says()
+    mine = notes.says()
 with cut.on(model):
-    edge = says()
+    edge = notes.says()
 assert np.allclose(mine, edge, atol=1e-4)
 show(
     heatmap(
@@ -530,20 +536,20 @@ show(
     reading="A cell: the probability of the fact from training when this head alone may not read the city.",
 )
 wrong = {}
-for name, keys in (("the word before", city - 1), ("the word after", city + 1)):
+for name, keys in (("the word before", notes.city - 1), ("the word after", notes.city + 1)):
     with amplitude.cut_edges(f"L{layer}H{head}.pattern", keys=keys, queries="last").on(model):
-        wrong[name] = says()[1]
+        wrong[name] = notes.says()[1]
 print(f"L{layer}H{head}, edge to the city: note {edge[0]:.2f}, training {edge[1]:.2f};", end=" ")
 print("control, edge to", ", ".join(f"{name}: training {value:.2f}" for name, value in wrong.items()))
 whole = amplitude.switch_off([f"L{layer}H{head}.z"])
 with whole.on(model):
-    print(f"the whole head off: training {says()[1]:.2f}; accuracy elsewhere", end=" ")
+    print(f"the whole head off: training {notes.says()[1]:.2f}; accuracy elsewhere", end=" ")
     lost = {name: other.accuracy(model) for name, other in REST.items()}
     print(" ".join(f"{name} {value:.2f}" for name, value in lost.items()))
 assert edge[1] > 0.9 and max(wrong.values()) < 0.4
 
 # %% [markdown]
-# One entry of one pattern decides the conflict. Cutting the edge to the word before or after the city does nothing, and no other head comes near L3H1, except L4H0. The whole head off does the same, and **costs half of
+# The map is made on prompts of the training split, the numbers below it on others. One entry of one pattern decides the conflict. Cutting the edge to the word before or after the city does nothing, and no other head comes near L3H1, except L4H0. The whole head off does the same, and **costs half of
 # copying**: this head also fetches earlier words for other purposes. The edge is the smaller object and has no such price. But it must be known where the city stands. We know it, since we made the prompts.
 #
 # ## 7. Only when it is needed: conditional steering
@@ -570,14 +576,13 @@ def fit_detector(positive, negative, false_alarms):
 fit_detector = check("amplitude.fit_detector", fit_detector)
 
 # %% [markdown]
-# The steer is the whole head of section 6, with its price for copying. The detector reads the last token of the prompt one layer earlier.
+# The steer is the whole head of section 6, with its price for copying. The detector reads the last token of the prompt, in the state that this layer receives.
 
 # %% label="conditional"
 SITE = f"x{layer}@-1"
-train_notes = world.task("context", split="train", n=100).prompts
 train_rest = [p for name in REST for p in world.task(name, split="train", n=40).prompts]
 test_rest = [p for other in REST.values() for p in other.prompts]
-states = [mi.record(model, p, [SITE], logits=False)[SITE] for p in (train_notes, train_rest)]
+states = [mi.record(model, p, [SITE], logits=False)[SITE] for p in (tune.prompts, train_rest)]
 direction, threshold = fit_detector(*states, 0.01)
 detector = Detector(SITE, direction, threshold)
 conditional = Steer(whole.edits, when=detector)
@@ -587,7 +592,7 @@ print(
 )
 for name, steer in (("nothing", whole.scaled(0.0)), ("always", whole), ("conditional", conditional)):
     with steer.on(model):
-        followed, accuracy = says()[1], {k: other.accuracy(model) for k, other in REST.items()}
+        followed, accuracy = notes.says()[1], {k: other.accuracy(model) for k, other in REST.items()}
     print(f"{name:12} p(training) {followed:.2f}; elsewhere", end=" ")
     print(" ".join(f"{k} {v:.2f}" for k, v in accuracy.items()))
 assert rates[0] > 0.95 and rates[1] < 0.05 and followed > 0.9 and accuracy["copying"] > 0.95
