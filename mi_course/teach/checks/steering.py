@@ -322,6 +322,11 @@ def _check_score() -> Iterator[Probe | Callable]:
         expected=0.0,
     )
     yield Probe(
+        tried="a steer after which the model writes nonsense: before 0, after 1, kept 1, fluent 0",
+        args=(0.0, 1.0, 1.0, 0.0),
+        expected=0.0,
+    )
+    yield Probe(
         tried="before 0.2, after 0.6, kept 0.9, fluent 0.8",
         args=(0.2, 0.6, 0.9, 0.8),
         expected=3 / (1 / 0.5 + 1 / 0.9 + 1 / 0.8),
