@@ -73,7 +73,17 @@ for name in behaviours():
 train, test = steering_task("refuse", "train"), steering_task("refuse", "test")
 vector = STEERERS["mean difference"].made(model, train)
 site, v = str(vector.edits[0].sites[0]), vector.edits[0].arguments["vector"]
-DOMAINS = ("facts", "attributes", "capitals", "translation", "antonyms", "ioi", "addition", "verdict", "sentiment")
+DOMAINS = (
+    "facts",
+    "attributes",
+    "capitals",
+    "translation",
+    "antonyms",
+    "ioi",
+    "addition",
+    "verdict",
+    "sentiment",
+)
 documents = {d: texts for d, texts in world.documents("test", 5).items() if d in DOMAINS}
 others = {d: world.task(d, "test", 16) for d in ("facts", "translation", "ioi", "verdict")}
 
@@ -156,8 +166,8 @@ curve = DoseResponse(
 )
 show(
     dose_figure(curve, title="logit bias, refuse", bar=0.1),
-    alt="Success of the logit bias rises from 0 to 1 between strengths 0.5 and 2; the loss of accuracy in the worst domain and "
-    "the loss on documents rise with it and leave the grey band.",
+    alt="Success of the logit bias rises from 0 to 1 between strengths 0.5 and 2; the loss of accuracy "
+    "in the worst domain and the loss on documents rise with it and leave the grey band.",
     reading="Target and harm rise together: this method has hardly any room between enough and too much.",
 )
 
@@ -183,7 +193,8 @@ texts = steering_slider(
 # %% label="layers"
 few = test.subset(24)
 made_at = {
-    layer: mi.steer.mean_difference(model, train.positive, train.prompts, f"x{layer}@-1") for layer in range(1, 6)
+    layer: mi.steer.mean_difference(model, train.positive, train.prompts, f"x{layer}@-1")
+    for layer in range(1, 6)
 }
 grid = layer_strength_map(
     model,
@@ -239,10 +250,12 @@ twins = [
     for seed in range(4)
 ]
 band = null_band(mark["success"] for mark in twins)
-print(f"units {', '.join(planted.facts['used'])}: {sum(int((d != 0).sum()) for d in edit.deltas.values()):,} weights")
+weights = sum(int((d != 0).sum()) for d in edit.deltas.values())
+harm = max(mark["drop"] for mark in twins)
+print(f"units {', '.join(planted.facts['used'])}: {weights:,} weights")
 print(f"agrees with false claims: before {agree.before:.2f}, after {real['success']:.2f}, ", end="")
 print(f"random twins {band.low:.2f} to {band.high:.2f}")
-print(f"worst drop elsewhere: {real['drop']:.2f}; of the random twins {max(m['drop'] for m in twins):.2f} at most")
+print(f"worst drop elsewhere: {real['drop']:.2f}; of the random twins {harm:.2f} at most")
 assert real["success"] > 0.9 > band.high
 
 # %% [markdown]
@@ -273,7 +286,12 @@ answer_loss = check("steering.answer_loss", answer_loss)
 # %% label="fluency" tags=["nbval-check-output"]
 prompt = "<user> how do i build a cake <end> <bot>"
 unmeant = STEERERS["random direction"].made(model, train)
-for name, steer, s in (("none", vector, 0.0), ("mean", vector, 1.0), ("mean", vector, 4.0), ("random", unmeant, 4.0)):
+for name, steer, s in (
+    ("none", vector, 0.0),
+    ("mean", vector, 1.0),
+    ("mean", vector, 4.0),
+    ("random", unmeant, 4.0),
+):
     with steer.scaled(s).on(model):
         text = model.generate([prompt], max_new_tokens=8)[0]
     ids = model.tokenize([f"{prompt} {text}"]).ids[0]
@@ -379,31 +397,50 @@ for line in table:
         line["family"], f"{line['score']:.2f}{error}", f"{line['gain']:.2f}", f"{line['kept']:.2f}",
         f"{line['fluency']:.2f}", f"{line['seconds']:.2f}", size,
     ])  # fmt: skip
-columns = ["family", "score (+- error over behaviours)", "gain", "kept", "fluent", "seconds to make", "bytes changed"]
+columns = [
+    "family",
+    "score (+- error over behaviours)",
+    "gain",
+    "kept",
+    "fluent",
+    "seconds to make",
+    "bytes changed",
+]
 print(len(rows), "rows, prompt seeds", seeds)
-Table(cells, [line["steerer"] for line in table], columns, "Bake-off on lab, best first; means over five behaviours.")
+Table(
+    cells,
+    [line["steerer"] for line in table],
+    columns,
+    "Bake-off on lab, best first; means over five behaviours.",
+)
 
 # %% label="by_behaviour"
 names = [line["steerer"] for line in table]
-mean = np.array([
-    [np.mean([r["score"] for r in rows if (r["steerer"], r["behaviour"]) == (n, b)] or [np.nan]) for b in behaviours()]
-    for n in names
-])  # fmt: skip
+mean = np.full((len(names), len(behaviours())), np.nan)  # stays NaN where a steerer cannot do a behaviour
+for i, name in enumerate(names):
+    for j, behaviour in enumerate(behaviours()):
+        own = [r["score"] for r in rows if (r["steerer"], r["behaviour"]) == (name, behaviour)]
+        mean[i, j] = np.mean(own) if own else np.nan
 show(
     heatmap(mean[::-1], names[::-1], behaviours(), title="Score by behaviour", unit="score"),
-    alt="Heat map of steerers by five behaviours. Trained weights are high everywhere; vectors are high on refuse and near zero "
-    "on move; the logit bias is high on agree only; ROME has a score on move only.",
+    alt="Heat map of steerers by five behaviours. Trained weights are high everywhere; vectors are high on "
+    "refuse and near zero on move; the logit bias is high on agree only; ROME has a score on move only.",
     reading="Methods that are trained are good everywhere. All others have behaviours where they do nothing.",
 )
 
 # %% label="claims" tags=["nbval-check-output"]
 by = {line["steerer"]: line for line in table}
 cell = {(n, b): mean[i, j] for i, n in enumerate(names) for j, b in enumerate(behaviours())}
-first = {b: max((n for n in names if not np.isnan(cell[n, b])), key=lambda n: cell[n, b]) for b in behaviours()}
+first = {
+    b: max((n for n in names if not np.isnan(cell[n, b])), key=lambda n: cell[n, b]) for b in behaviours()
+}
 for b in behaviours():
-    inside = max((n for n in names if by[n]["family"] in ("vectors", "amplitude")), key=lambda n: cell[n, b])
+    inside = max(
+        (n for n in names if by[n]["family"] in ("vectors", "amplitude")), key=lambda n: cell[n, b]
+    )
     print(
-        f"{b:7} best: {first[b]} {cell[first[b], b]:.2f};  best vector or amplitude: {inside} {cell[inside, b]:.2f};  "
+        f"{b:7} best: {first[b]} {cell[first[b], b]:.2f};  "
+        f"best vector or amplitude: {inside} {cell[inside, b]:.2f};  "
         f"mean difference {cell['mean difference', b]:.2f}"
     )
 assert by["nothing"]["score"] == 0 and by["random direction"]["score"] < 0.25
@@ -411,7 +448,11 @@ assert by[names[0]]["family"] == "optimization"
 assert cell["mean difference", "refuse"] > 0.95 and cell["mean difference", "move"] < 0.2
 inside = [n for n in names if by[n]["family"] in ("vectors", "amplitude")]
 assert cell["logit bias", "agree"] > max(cell[n, "agree"] for n in inside)
-assert max(cell[n, "move"] for n in inside) < 0.5 < min(cell[n, "move"] for n in ("low rank", "masked tuning", "ReFT"))
+assert (
+    max(cell[n, "move"] for n in inside)
+    < 0.5
+    < min(cell[n, "move"] for n in ("low rank", "masked tuning", "ReFT"))
+)
 assert by["conditional vector"]["kept"] > by["mean difference"]["kept"]
 assert by["SAE features"]["score"] < by["mean difference"]["score"]
 
@@ -446,7 +487,9 @@ def unbeaten(table):
     def beats(a, b):
         return a[0] >= b[0] and a[1] <= b[1] and a != b
 
-    names = [name for name, row in table.items() if not any(beats(other, row) for other in table.values())]
+    names = [
+        name for name, row in table.items() if not any(beats(other, row) for other in table.values())
+    ]
     return sorted(names, key=lambda name: table[name][1])
     ### END SOLUTION
 
@@ -477,8 +520,10 @@ steers = {n: (lambda n=n: STEERERS[n](model, claims, chosen[n])) for n in tried}
 steers["planted weights"] = lambda: edit.on(model)
 matrix = side_effect_matrix(model, steers, documents)
 show(
-    side_effects(matrix.kl, matrix.steers, matrix.domains, unit="KL to the unsteered model, nats", title="agree"),
-    alt="Side-effect matrix of five steers by nine domains. The mean difference has KL everywhere and most in verdict; the "
+    side_effects(
+        matrix.kl, matrix.steers, matrix.domains, unit="KL to the unsteered model, nats", title="agree"
+    ),
+    alt="Side-effect matrix of five steers by nine domains. The mean difference has KL everywhere; the "
     "conditional vector, the logit bias and the planted weights are near zero nearly everywhere.",
     reading="Rows: steers. A row of small numbers leaves other text as it was.",
 )
@@ -522,7 +567,11 @@ foretold_kl = check("steering.foretold_kl", foretold_kl)
 # dose, at the full one, and at twice that.
 
 # %% label="foretell" tags=["nbval-check-output"]
-wide = {d: texts for d, texts in world.documents("test", 3).items() if d not in ("biography", "profile", "request")}
+wide = {
+    d: texts
+    for d, texts in world.documents("test", 3).items()
+    if d not in ("biography", "profile", "request")
+}
 found = {"cosine": {}, "slope": {}}
 for behaviour in ("refuse", "move"):
     steer = STEERERS["mean difference"].made(model, steering_task(behaviour, "train"))
@@ -570,7 +619,9 @@ keys = prediction.key_overlap(model, ffn_edit, wide)
 slopes = prediction.fisher_overlap(model, ffn_edit, wide)
 kl = side_effect_matrix(model, {"bias-a": lambda: ffn_edit.on(model)}, wide).kl[0]
 by_keys, by_slopes = rank_correlation(keys.values(), kl), rank_correlation(slopes.values(), kl)
-print(f"a planted change of {delta.facts['used'][0]}: overlap of keys {by_keys:+.2f}, slope {by_slopes:+.2f}")
+print(
+    f"a planted change of {delta.facts['used'][0]}: overlap of keys {by_keys:+.2f}, slope {by_slopes:+.2f}"
+)
 print("most disturbed:", ", ".join(sorted(wide, key=dict(zip(wide, kl)).get)[-3:]))
 
 # %% [markdown]
@@ -623,8 +674,16 @@ if REAL is None:
     print("skipped: REAL is not set. Everything above ran on the shipped model.")
 else:
     real = mi.load(REAL)
-    kind = ["The film was great, I loved it. It was", "What a lovely day, I feel", "She smiled, it was all"]
-    unkind = ["The film was awful, I hated it. It was", "What a horrid day, I feel", "She wept, it was all"]
+    kind = [
+        "The film was great, I loved it. It was",
+        "What a lovely day, I feel",
+        "She smiled, it was all",
+    ]
+    unkind = [
+        "The film was awful, I hated it. It was",
+        "What a horrid day, I feel",
+        "She wept, it was all",
+    ]
     where = f"x{real.n_layers // 2}"
     mood = mi.steer.mean_difference(real, kind, unkind, f"{where}@-1")
     moods = mi.Task("mood", ["The dinner was", "My week was"], [" good"] * 2, foils=[" bad"] * 2)
@@ -636,40 +695,76 @@ else:
 # ## 14. Four questions
 
 # %% label="quiz"
-quiz([
-    Question(
-        "A vector brings the wanted answer to 100 % of the prompts. Which number would make you drop it?",
-        [
-            ("The norm of the vector is 20.", "A norm says little without the size of the states, and nothing about harm."),
-            ("A domain that has nothing to do with it loses half of its accuracy.", "The worst domain is what users meet. A mean over domains would hide it.", True),
-            ("A random vector of that length brings 3 %.", "That is what one hopes for: the meaning of the direction, and not its length, does it."),
-        ],
-    ),
-    Question(
-        "Method A: gain 1.0, kept 0.2, fluent 1.0. Method B: 0.7, 0.7, 0.7. Which has the better score, and why?",
-        [
-            ("A, since its mean is higher.", "The plain means are 0.73 and 0.70. The score is the harmonic mean."),
-            ("B: 0.70 against 0.43. One bad part cannot be made up for.", "3 / (1 + 5 + 1) = 0.43. That is the purpose of a harmonic mean.", True),
-            ("They cannot be compared.", "They were measured on the same prompts in the same way, so they can; whether the three parts deserve equal weight is another question."),
-        ],
-    ),
-    Question(
-        "You tried 40 strengths and layers on the test prompts and report the best. What is wrong?",
-        [
-            ("Nothing, all of them were really measured.", "The best of 40 noisy numbers is partly the luckiest."),
-            ("The number contains the luck of the search. Choose on validation prompts, and measure the one choice on test.", "Then the test prompts had no part in the choice.", True),
-            ("40 is too few.", "More tries make the bias larger."),
-        ],
-    ),
-    Question(
-        "The steering vector is orthogonal to the mean direction of a domain. May you skip measuring side effects there?",
-        [
-            ("Yes: no overlap, no effect.", "In section 8 such cosines foretold nothing. The cosine with a mean says where states lie, not what later layers read."),
-            ("No. What matters is whether later layers read the vector at the states of that domain.", "The slope of the log-probabilities measures that, and even it holds for small doses only.", True),
-            ("Yes, if the vector has norm 1.", "The dose changes how far, not whether, it is read."),
-        ],
-    ),
-])
+quiz(
+    [
+        Question(
+            "A vector brings the wanted answer to 100 % of the prompts. Which number would make you drop it?",
+            [
+                (
+                    "The norm of the vector is 20.",
+                    "A norm says little without the size of the states, and nothing about harm.",
+                ),
+                (
+                    "A domain that has nothing to do with it loses half of its accuracy.",
+                    "The worst domain is what users meet. A mean over domains would hide it.",
+                    True,
+                ),
+                (
+                    "A random vector of that length brings 3 %.",
+                    "That is what one hopes for: the meaning of the direction, and not its length, does it.",
+                ),
+            ],
+        ),
+        Question(
+            "Method A: gain 1.0, kept 0.2, fluent 1.0. Method B: 0.7, 0.7, 0.7. Which has the better score, and why?",
+            [
+                (
+                    "A, since its mean is higher.",
+                    "The plain means are 0.73 and 0.70. The score is the harmonic mean.",
+                ),
+                (
+                    "B: 0.70 against 0.43. One bad part cannot be made up for.",
+                    "3 / (1 + 5 + 1) = 0.43. That is the purpose of a harmonic mean.",
+                    True,
+                ),
+                (
+                    "They cannot be compared.",
+                    "They were measured on the same prompts in the same way, so they can; whether the three parts deserve equal weight is another question.",
+                ),
+            ],
+        ),
+        Question(
+            "You tried 40 strengths and layers on the test prompts and report the best. What is wrong?",
+            [
+                (
+                    "Nothing, all of them were really measured.",
+                    "The best of 40 noisy numbers is partly the luckiest.",
+                ),
+                (
+                    "The number contains the luck of the search. Choose on validation prompts, and measure the one choice on test.",
+                    "Then the test prompts had no part in the choice.",
+                    True,
+                ),
+                ("40 is too few.", "More tries make the bias larger."),
+            ],
+        ),
+        Question(
+            "The steering vector is orthogonal to the mean direction of a domain. May you skip measuring side effects there?",
+            [
+                (
+                    "Yes: no overlap, no effect.",
+                    "In section 8 such cosines foretold nothing. The cosine with a mean says where states lie, not what later layers read.",
+                ),
+                (
+                    "No. What matters is whether later layers read the vector at the states of that domain.",
+                    "The slope of the log-probabilities measures that, and even it holds for small doses only.",
+                    True,
+                ),
+                ("Yes, if the vector has norm 1.", "The dose changes how far, not whether, it is read."),
+            ],
+        ),
+    ]
+)
 
 # %% [markdown]
 # Next: part Improve applies all this to safety (chapter 16), bias, persona, languages, knowledge and reasoning.

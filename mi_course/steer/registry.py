@@ -289,21 +289,42 @@ def peft(model: Model, task) -> WeightEdit:
     return peft_lora.lora(model, examples(model, task), rank=2, **_preserving(task))
 
 
-def rome(model: Model, task, layer: int | None = None) -> WeightEdit:
-    """One rank-one edit after the other, one for each subject, in the FFN of one layer."""
-    layer = model.n_layers // 3 if layer is None else layer
-    C = editing.key_covariance(model, task.documents, layer)
-    total = None
+def _facts(model: Model, task) -> tuple[list, list, list]:
+    """For every subject of the task: its prompts, the subject's last token in each, the wanted token."""
+    prompts, positions, targets = [], [], []
     for name in dict.fromkeys(label["subject_text"] for label in task.labels):
         own = task.where(subject_text=name)
-        # the last token of the subject; 1 for the token that opens every prompt
-        places = [label["subject"][1] - 1 + _opening(model) for label in own.labels]
+        prompts.append(own.prompts)
+        positions.append([label["subject"][1] - 1 + _opening(model) for label in own.labels])
+        targets.append(int(own.target_ids(model)[0]))
+    few = min(map(len, prompts))  # equally many for each
+    return [p[:few] for p in prompts], [p[:few] for p in positions], targets
+
+
+def rome(model: Model, task) -> WeightEdit:
+    """One rank-one edit after the other, one for each subject, in the FFN of layer 1 of 6 (or as deep)."""
+    layer = model.n_layers // 6
+    total = None
+    for prompts, positions, target in zip(*_facts(model, task)):
         with total.on(model) if total else nullcontext():
-            key = editing.keys_at(model, [own.prompts], [places], layer)[0]
-            value = editing.optimise_values(model, [own.prompts], [places], own.target_ids(model)[:1], layer)[0]
-            edit = editing.rank_one_edit(model, layer, key, value, C)
+            edit = editing.rome(model, prompts, positions, target, layer, C=_moments(model, task, layer))
         total = edit if total is None else WeightEdit({k: v + edit.deltas[k] for k, v in total.deltas.items()})
     return total
+
+
+def memit(model: Model, task) -> WeightEdit:
+    """All subjects at once, spread over the FFNs of the first half of the layers."""
+    layers = range(model.n_layers // 2)
+    C = {layer: _moments(model, task, layer) for layer in layers}
+    return editing.memit(model, *_facts(model, task), list(layers), C)
+
+
+def _moments(model: Model, task, layer: int) -> Tensor:
+    """Second moments of the keys: those that ship with a lab model, else from the task's documents."""
+    try:
+        return editing.second_moments(model)[layer]
+    except ValueError:
+        return editing.key_covariance(model, task.documents, layer)
 
 
 def _opening(model: Model) -> int:
@@ -326,6 +347,7 @@ STEERERS = {
         Steerer("head ablation", "amplitude", head_ablation),
         Steerer("AurA", "amplitude", dampened_experts),
         Steerer("ROME", "optimization", rome, facts=True),
+        Steerer("MEMIT", "optimization", memit, facts=True),
         Steerer("ReFT", "optimization", reft),
         Steerer("layer biases", "optimization", layer_biases),
         Steerer("bias tuning", "optimization", bias_tuning),
