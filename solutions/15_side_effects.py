@@ -84,7 +84,7 @@ DOMAINS = (
     "verdict",
     "sentiment",
 )
-documents = {d: texts for d, texts in world.documents("test", 5).items() if d in DOMAINS}
+documents = {d: texts for d, texts in world.documents("test", 4).items() if d in DOMAINS}
 others = {d: world.task(d, "test", 16) for d in ("facts", "translation", "ioi", "verdict")}
 
 
@@ -103,14 +103,14 @@ print(f"at {site}: target {report.before:.2f} -> {report.after:.2f}, worst domai
 assert report.after > 0.9 > 0.1 > report.null_after.high and report.breakdown() < 4
 
 # %% [markdown]
-# Read it from above. The target goes from never to nearly always, and no random vector does that. Elsewhere no accuracy moves, while losses and KL
+# Read it from above. The target goes from never to nearly always, and no random vector does that. Elsewhere accuracies hardly move, while losses and KL
 # rise a little, in several domains by more than under random vectors of that length (bold): the direction has a meaning for other text, too. `report.to_frame()` and
 # `report.to_json()` give the same numbers for further work.
 #
 # (Target accuracy here counts only the most frequent refusal word of each language. The behaviours' own measure, `success`, counts all of them.)
 #
 # ## 2. How much is too much?
-# The second figure above is a **dose-response** curve. The dose has a **breakdown point**: the first strength at which a measure of the rest leaves its
+# The first figure above is a **dose-response** curve. The dose has a **breakdown point**: the first strength at which a measure of the rest leaves its
 # bar. Between two strengths that were tried we draw a straight line.
 
 # %% [markdown] exercise="steering.breakdown" difficulty=3 minutes=10
@@ -210,7 +210,7 @@ grid = layer_strength_map(
 assert grid[-2:, 1].min() > 0.9 > grid[0].max()
 
 # %% [markdown]
-# It does: early directions separate the prompts (a probe finds them, chapter 08) and yet refuse little at any strength. That is why a
+# It does: the difference of layer 1 refuses little at any strength, that of layer 2 needs twice the dose, and at four times the dose all of them get worse. That is why a
 # steerer of the bake-off tries the middle layers on training prompts. For weight edits the answer is less kind to localization: chapter 13
 # compares right, random and full masks.
 #
@@ -366,7 +366,7 @@ choose_strength = check("steering.choose_strength", choose_strength)
 claims, sides = steering_task("agree", "train"), {}
 for split in ("validation", "test"):
     e = bakeoff.exam(model, "agree", split, 0)
-    at = {s: e.mark(model, STEERERS["mean difference"](model, claims, s)) for s in bakeoff.STRENGTHS}
+    at = {s: e.mark(model, STEERERS["mean difference"](model, claims, s)) for s in (1.0, 2.0, 4.0)}
     sides[split] = {s: score(e.before, m["success"], m["kept"], m["fluency"]) for s, m in at.items()}
     assert all(abs(sides[split][s] - m["score"]) < 1e-6 for s, m in at.items())
     print(f"{split:10}", "  ".join(f"{s:g}: {x:.2f}" for s, x in sides[split].items()))
@@ -411,7 +411,8 @@ Table(
     cells,
     [line["steerer"] for line in table],
     columns,
-    "Bake-off on lab, best first; means over five behaviours.",
+    "Bake-off on lab, best first; means over five behaviours. Bytes: all weights that differ (a "
+    "low-rank change can be stored in less). What a steerer cannot do counts as 0.",
 )
 
 # %% label="by_behaviour"
@@ -424,8 +425,8 @@ for i, name in enumerate(names):
 show(
     heatmap(mean[::-1], names[::-1], behaviours(), title="Score by behaviour", unit="score"),
     alt="Heat map of steerers by five behaviours. Trained weights are high everywhere; vectors are high on "
-    "refuse and near zero on move; the logit bias is high on agree only; ROME has a score on move only.",
-    reading="Methods that are trained are good everywhere. All others have behaviours where they do nothing.",
+    "refuse and low on move; the logit bias is high on agree; ROME and MEMIT have a score on move only.",
+    reading="The five on top are good everywhere. All others have a behaviour where they do less.",
 )
 
 # %% label="claims" tags=["nbval-check-output"]
@@ -455,19 +456,31 @@ assert (
 )
 assert by["conditional vector"]["kept"] > by["mean difference"]["kept"]
 assert by["SAE features"]["score"] < by["mean difference"]["score"]
+trained = ("low rank", "LoRA (peft)", "masked tuning", "full fine-tuning", "ReFT")
+assert min(cell[n, b] for n in trained for b in behaviours()) > 0.75
+assert all(
+    min(cell[n, b] for b in behaviours()) < 0.75
+    for n in names
+    if n not in trained and by[n]["behaviours"] == 5
+)
+assert cell["conditional vector", "agree"] > cell["mean difference", "agree"]
+assert cell["conditional vector", "he"] < cell["mean difference", "he"]
+assert min(cell["ROME", "move"], cell["MEMIT", "move"]) > 0.7
 
 # %% [markdown]
 # What the table says, on this model:
 #
 # - **Training wins.** Changes of weights, masked or low-rank or all of them, lead on nearly every behaviour, and with ReFT (a trained edit of two states, 8 kB)
-#   they are the only ones that do all five. They need the most time, and weights need 1,000 to 10,000 times the bytes of a vector.
+#   they are the only ones that do all five well. They need the most time, and weights need 1,000 to 10,000 times the bytes of a vector.
 # - **On refusing, a vector is as good**, in a tenth of the time and 512 bytes. Refusal is one direction in this model (chapter 00), and the behaviour is
 #   exactly that direction.
+# - **For facts, closed forms are as good as training.** ROME and MEMIT (chapter 13) move the landmarks in seconds. They are made for this and can do nothing else.
 # - **A bias on one logit beats every vector on "agree".** Where the answer is one word, nothing needs to be known about the inside.
 #   The same bias is helpless where the word depends on the prompt.
 # - **Vectors cannot move facts.** One direction, the same for all prompts, cannot say eight different cities. This is a limit of the form of the method, not
 #   of how the direction was found: the trained vector has it, too.
-# - **A condition pays.** The conditional vector is the same vector behind a detector, and keeps more of the rest.
+# - **A condition pays where a detector can tell.** The conditional vector is the same vector behind a detector: better on "agree", whose prompts look like
+#   no other, and worse on "he", where the detector would have to tell doctors from nurses.
 # - **Prompting is only as good as the world's own words for it.** It wins AxBench, where models have been trained to follow instructions. `lab` knows one
 #   tag, for languages; examples put before the prompt do nothing but harm here. Do not carry this row over to large models.
 #
@@ -521,7 +534,7 @@ steers["planted weights"] = lambda: edit.on(model)
 matrix = side_effect_matrix(model, steers, documents)
 show(
     side_effects(
-        matrix.kl, matrix.steers, matrix.domains, unit="KL to the unsteered model, nats", title="agree"
+        1000 * matrix.kl, matrix.steers, matrix.domains, unit="KL, thousandths of a nat", title="agree"
     ),
     alt="Side-effect matrix of five steers by nine domains. The mean difference has KL everywhere; the "
     "conditional vector, the logit bias and the planted weights are near zero nearly everywhere.",
@@ -534,6 +547,9 @@ for s in total:
 assert total["conditional vector"] < total["mean difference"] / 2
 
 # %% [markdown]
+# The mean difference, at the high dose that "agree" needs, disturbs everything. The same vector behind its detector disturbs nothing: these
+# documents hold no prompt on which it fires. The bias and the planted weights disturb next to nothing.
+#
 # ## 8. Could we have known?
 # Section 6 of the survey asks for steering whose effects can be foretold. Two ideas:
 #
@@ -569,7 +585,7 @@ foretold_kl = check("steering.foretold_kl", foretold_kl)
 # %% label="foretell" tags=["nbval-check-output"]
 wide = {
     d: texts
-    for d, texts in world.documents("test", 3).items()
+    for d, texts in world.documents("test", 2).items()
     if d not in ("biography", "profile", "request")
 }
 found = {"cosine": {}, "slope": {}}
@@ -606,7 +622,7 @@ assert np.mean([found["slope"][b, 2.0] for b in ("refuse", "move")]) < np.mean(
 )
 
 # %% [markdown]
-# The overlap, which one meets in papers, foretells nothing here: its correlations lie in the band of shuffled domains. What matters is not where a domain's states lie, but
+# The overlap foretells nothing here: its correlations lie in the band of shuffled domains. What matters is not where a domain's states lie, but
 # whether what comes after reads the vector there. The slope measures just that, and orders the domains well at small doses, with even the size about right.
 # It gets worse with the dose, since the parabola is left. Two limits: it foretells the KL, and a KL is not yet a harm; and one has to try a small dose.
 #
@@ -622,9 +638,11 @@ by_keys, by_slopes = rank_correlation(keys.values(), kl), rank_correlation(slope
 print(
     f"a planted change of {delta.facts['used'][0]}: overlap of keys {by_keys:+.2f}, slope {by_slopes:+.2f}"
 )
-print("most disturbed:", ", ".join(sorted(wide, key=dict(zip(wide, kl)).get)[-3:]))
+assert by_slopes > 0.6 > abs(by_keys)
 
 # %% [markdown]
+# Again the overlap says nothing and the slope does.
+#
 # ## 9. Scoreboard
 # | claim | truth or control | where |
 # |---|---|---|
@@ -641,7 +659,7 @@ print("most disturbed:", ", ".join(sorted(wide, key=dict(zip(wide, kl)).get)[-3:
 # 2. **Is the answer one word, always the same?** Try a bias on its logit before anything else.
 # 3. **Is it one kind of answer for many prompts, and does the model show it somewhere already?** Take the mean difference of prompts with and without, choose
 #    layer and strength on held-out prompts, and put it behind a detector when the rest matters.
-# 4. **Does every prompt have its own answer, as facts do?** Edit weights: closed form for a few facts (chapter 13), training for more.
+# 4. **Does every prompt have its own answer, as facts do?** Edit weights: in closed form for a few facts (chapter 13 says how many), or by training.
 # 5. **Must it hold to the last percent, and is there data?** Train, few weights or many, with a term that preserves.
 # 6. Whatever it is: a null band, the worst domain and not the mean, the strength from validation, and a report that shows all of it.
 #

@@ -21,16 +21,16 @@ def dose_figure(dose: Any, *, title: str = "", bar: float | None = None) -> Any:
     """
     lines = {"target": dose.target}
     if dose.accuracy:
-        lines["accuracy lost, worst domain"] = dose.accuracy_drop
+        lines["worst accuracy loss"] = dose.accuracy_drop
     if dose.loss:
-        lines["loss gained, worst domain (at most 1 shown)"] = np.minimum(dose.loss_rise, 1.0)
+        lines["worst rise of the loss"] = np.minimum(dose.loss_rise, 1.0)
     if bar is not None:
         point = dose.breakdown(bar, bar)
         where = f"breaks at {point:.2f}" if math.isfinite(point) else "does not break within the strengths tried"
         title = f"{title}: {where}" if title else where
     return curves(
         dose.strengths, lines, null=None if bar is None else (0.0, bar), neutral=0.0, xlabel="strength", title=title,
-        band_label="accepted loss elsewhere",
+        band_label="accepted",
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_the_table_marks_what_leaves_the_band(report):
 def test_figures_draw_the_report(report):
     axes = dose_figure(report.dose, title="mine", bar=0.05).axes[0]
     assert axes.get_title() == "mine: breaks at 0.50"
-    assert [line.get_label() for line in axes.lines[:2]] == ["target", "accuracy lost, worst domain"]
+    assert [line.get_label() for line in axes.lines[:2]] == ["target", "worst accuracy loss"]
     assert np.allclose(axes.lines[1].get_ydata(), [0, 0.1, 0.5]) and max(axes.lines[2].get_ydata()) == 1
     bars = side_effect_bars(report.side, null=report.null_side).axes[0]
     assert [t.get_text() for t in bars.get_yticklabels()] == ["a", "b (loss)"]
