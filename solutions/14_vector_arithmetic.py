@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 14 Vector arithmetic
-# The cheapest way to steer a model is to add a vector to its states. Chapter 00 did it once. This chapter takes the method apart: whose states
-# are averaged, at which token, how long the vector is, what else lies in it, and what a vector can do that weights or logits can do as well.
-# Survey ([arXiv 2601.14004](https://arxiv.org/abs/2601.14004)), section 4.3.
+# The cheapest way to steer a model is to add a vector to its states. Chapter 00 did it once. This chapter takes the method apart: whose
+# states are averaged, at which token, how long the vector is, what else lies in it, and what a vector can do that weights or logits can do
+# as well. Survey ([arXiv 2601.14004](https://arxiv.org/abs/2601.14004)), section 4.3.
 
 # %% [markdown] label="objectives"
 # ## What you will be able to do
@@ -13,9 +13,9 @@
 # - take a nuisance, such as the language, out of a vector
 # - shift single heads, contrast layers while decoding (DoLa), and add, negate and merge task vectors (TIES)
 #
-# **The claim.** A behaviour can be moved with one vector added to the states, $\hat z = z + \alpha v$ (survey, section 4.3, Eq. 21), and $v$ can be
-# had from a difference of means, from SAE features or from weights. In `lab`, one vector takes the refusal of harmless requests from 0 to
-# 100 %, and the loss on other text rises by less than 0.02. Which token is averaged decides whether it works at all.
+# **The claim.** A behaviour can be moved with one vector added to the states, $\hat z = z + \alpha v$ (survey, section 4.3, Eq. 21), and
+# $v$ can be had from a difference of means, from SAE features or from weights. In `lab`, one vector takes the refusal of harmless requests
+# from 0 to 100 %, and the loss on other text rises by less than 0.02. Which token is averaged decides whether it works at all.
 
 # %% label="setup"
 import numpy as np
@@ -83,8 +83,9 @@ assert refused(ask) >= 0.99 and refused(plea) <= 0.01
 
 # %% [markdown] exercise="vectors.mean_state" difficulty=2 minutes=8
 # ### Exercise: the state of the right token
-# Write `mean_state(x, mask, token)`: states `[n, T, d]`, and the mask of real tokens `[n, T]`, which may have padding on either side. Return the mean
-# over prompts of the state of the `token`-th real token (0 the first, -1 the last); with `token=None` the mean over all real tokens.
+# Write `mean_state(x, mask, token)`: states `[n, T, d]`, and the mask of real tokens `[n, T]`, which may have padding on either side.
+# Return the mean over prompts of the state of the `token`-th real token (0 the first, -1 the last); with `token=None` the mean over all
+# real tokens.
 
 # %%
 def mean_state(x, mask, token):
@@ -100,9 +101,9 @@ def mean_state(x, mask, token):
 mean_state = check("vectors.mean_state", mean_state)
 
 # %% [markdown]
-# Now eight vectors for refusal, all at `x4` (the state that block 4 reads), all from the same 200 harmful and 200 harmless training
-# prompts. For a fair comparison each is brought to the same length, that of the first one, before it is added. The last column *removes* the direction from every
-# write, as in chapter 00.
+# Now eight vectors for refusal, all at `x4` (the state that block 4 reads), all from the same training prompts, 200 harmful and 200
+# harmless (a pair is a harmful prompt and its harmless twin, which differs in one word). For a fair comparison each is brought to the same
+# length, that of the first one, before it is added. The last column *removes* the direction from every write, as in chapter 00.
 
 # %% label="tokens" tags=["nbval-check-output"]
 up, down = (mi.record(model, t["train"].prompts, ["x4"], logits=False) for t in (harmful, harmless))
@@ -143,7 +144,8 @@ assert found["the object (bomb, cake)"][0] < 0.05 and found["the object (bomb, c
 # itself, where one would look for harm, gives one that does neither, though verb and object have both been read there. CAA's vector does
 # nothing either: at the answer token the state says which *word* was just said, and the decision is over. (CAA was made for questions with
 # a letter as the answer.) The average over all tokens points the right way, but it is four times shorter, and removing it leaves some
-# refusals. A single pair may be enough (pair 1), or not (pair 0 adds refusal and does not remove it): one pair differs in more than in harm.
+# refusals. A single pair may be enough (pair 1), or not (pair 0 adds refusal and does not remove it): one pair differs in more than in
+# harm.
 #
 # Where is the vector *added*? That is a choice of its own, the position policy.
 
@@ -157,12 +159,12 @@ assert refused(plea, mi.add("x4", v, positions="last")) > 0.95
 assert refused(plea, mi.add("x4", v, positions="generated")) == 0
 
 # %% [markdown]
-# The decision is made at the last prompt token. A vector that is added from the first generated token on comes too late. In a model that decides
-# during its answer it would be the other way round, so test it.
+# The decision is made at the last prompt token. A vector that is added from the first generated token on comes too late. In a model that
+# decides during its answer it would be the other way round, so test it.
 #
 # ## 2. How much?
-# $\alpha v$ has no scale: a vector of twice the length with half the $\alpha$ is the same steer, and $\alpha = 5$ of one paper says nothing about another's.
-# What can be compared is the push in units of the state, $s = |\alpha v| / |x|$.
+# $\alpha v$ has no scale: a vector of twice the length with half the $\alpha$ is the same steer, and $\alpha = 5$ of one paper says nothing
+# about another's. What can be compared is the push in units of the state, $s = |\alpha v| / |x|$.
 
 # %% [markdown] exercise="vectors.push" difficulty=1 minutes=5
 # ### Exercise: a push with a scale
@@ -180,8 +182,8 @@ def push(x, v, share):
 push = check("vectors.push", push)
 
 # %% [markdown]
-# One vector per layer, and one dial that means the same in all of them. The first map shows the share of harmless *validation* requests that
-# are refused, the second what the same push does to all other text: the rise of the loss in nats (natural-log units) per token.
+# One vector per layer, and one dial that means the same in all of them. The first map shows the share of harmless *validation* requests
+# that are refused, the second what the same push does to all other text: the rise of the loss in nats (natural-log units) per token.
 
 # %% label="map"
 LAYERS, SHARES = (1, 2, 3, 4, 5), (0.1, 0.15, 0.2, 0.3, 0.5)
@@ -218,10 +220,11 @@ cost, layer, share = min(works)
 print(f"cheapest that refuses 95 %, on validation: x{layer}, strength {share}, loss {cost:+.3f}")
 
 # %% [markdown]
-# Read the two maps together. In x1 and x5 a push does less than between them: too early, the direction is not yet what decides; too late, much of
-# the decision has been read. A strong push in x2 and a weaker one in x4 reach the same success at a similar price. We take the cheapest cell that
-# refuses 95 %, and only now look at the *test* requests and documents. Beside the numbers stand two controls. **Random vectors** of the same length test the direction. **Shuffled labels** repeat the whole recipe
-# with the 400 training prompts dealt out anew, and test whether the contrast is needed.
+# Read the two maps together. In x1 and x5 a push does less than between them: too early, the direction is not yet what decides; too late,
+# much of the decision has been read. A strong push in x2 and a weaker one in x4 reach the same success at a similar price. We take the
+# cheapest cell that refuses 95 %, and only now look at the *test* requests and documents. Beside the numbers stand two controls. **Random
+# vectors** of the same length test the direction. **Shuffled labels** repeat the whole recipe with the 400 training prompts dealt out anew,
+# and test whether the contrast is needed.
 
 # %% label="test" tags=["nbval-check-output"]
 final = by_layer[f"x{layer}@-1"]
@@ -256,14 +259,15 @@ print("their cosine with it:", ", ".join(f"{c:+.2f}" for c in cosines))
 assert max(null) < 0.1 and own < 0.1
 
 # %% [markdown]
-# Mind the last line. Vectors of shuffled labels are short, but they are *not* random: harm is the largest difference between these
-# prompts, so any uneven deal leans toward it or away from it. Stretch such a vector to full length, and it may steer. Shuffled labels test the
-# whole recipe with its length; random directions test the direction. A report needs both.
+# Mind the last line. Vectors of shuffled labels are short, but they are *not* random: harm is the largest difference between these prompts,
+# so any uneven deal leans toward it or away from it. Stretched to full length, one of them begins to steer. Shuffled labels test the whole
+# recipe with its length; random directions test the direction. A report needs both.
 #
 # ## 3. The inverted U
 # More is not better. Below, three measures over the strength: success; **fluency**, how likely the model's own later words are under the
-# unsteered model, relative to plain answers; and what is **kept** on other text, $e^{-\text{rise of the loss}}$. The dotted line is their harmonic mean, as in AxBench
-# ([@wu2025axbench]), which scores concept, instruction and fluency in this way. The grey band is the success of random vectors.
+# unsteered model, relative to plain answers; and what is **kept** on other text, $e^{-\text{rise of the loss}}$. The dotted line is their
+# harmonic mean, as in AxBench ([@wu2025axbench]), which scores concept, instruction and fluency in this way. The grey band is the success
+# of random vectors.
 
 # %% label="inverted_u"
 DIAL = (0.0, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -272,7 +276,7 @@ lines = {"success": [], "fluency": [], "kept": [], "harmonic mean": []}
 for s in DIAL:
     steer = Steer(vectors.add_relative("x4", v, s))
     lines["success"].append(refused(plea, steer))
-    words = fluency(model, some, lambda: steer.on(model), max_new_tokens=8)
+    words = fluency(model, some, lambda steer=steer: steer.on(model), max_new_tokens=8)
     lines["fluency"].append(words.relative_to(plain_words))
     lines["kept"].append(kept(0.0, max(0.0, loss("validation", steer) - plain)))
     lines["harmonic mean"].append(steering_score(*[lines[k][-1] for k in ("success", "kept", "fluency")]))
@@ -306,18 +310,20 @@ assert lines["harmonic mean"][top] > 0.9 > 0.2 > lines["harmonic mean"][-1]
 assert back[-1.0] < 0.05 < max(max(row) for row in noise)
 
 # %% [markdown]
-# Success alone never falls here: at strength 2 the model still "refuses", in broken words. Whoever looks at success alone steers too far. A negative
-# $\alpha$ is the opposite steer: enough of it makes the model grant harmful requests. Section 4.1 of the survey restricts its factor $\alpha$ to ranges in which
-# neither 0 (the identity) nor negative values have a place.
+# Success alone never falls here: at strength 2 the model still "refuses", in broken words. Whoever looks at success alone steers too far. A
+# negative $\alpha$ is the opposite steer: enough of it makes the model grant harmful requests. Section 4.1 of the survey restricts its
+# factor $\alpha$ to ranges in which neither 0 (the identity) nor negative values have a place.
 
 # %% [markdown]
 # ## 4. The same vector from elsewhere
-# **Probes.** A linear probe (chapter 08) has a weight $w$ that separates the two kinds of states. Is it a steering vector? Its length says nothing,
-# so the package gives it the length by which the kinds are apart along it. Its direction is made for *reading*: a probe avoids coordinates that vary for other
-# reasons. LDA, $w = S^{-1}(\mu_+ - \mu_-)$ with $S$ the covariance within the kinds, does that most. Multiplying a weight by $S$ gives the
-# pattern behind it, how the states *move* with the label ([@haufe2014interpretation]); for LDA that is $S S^{-1}(\mu_+ - \mu_-)$, the mean difference again.
+# **Probes.** A linear probe (chapter 08) has a weight $w$ that separates the two kinds of states. Is it a steering vector? Its length says
+# nothing, so the package gives it the length by which the kinds are apart along it. Its direction is made for *reading*: a probe avoids
+# coordinates that vary for other reasons. LDA, $w = S^{-1}(\mu_+ - \mu_-)$ with $S$ the covariance within the kinds, does that most.
+# Multiplying a weight by $S$ gives the pattern behind it, how the states *move* with the label ([@haufe2014interpretation]); for LDA that
+# is $S S^{-1}(\mu_+ - \mu_-)$, the mean difference again.
 #
-# **SAE features.** An SAE (chapter 04) writes a state as $\sum_j a_j f_j$ plus an error. Eq. 23 and 24 use it to make the mean difference sparse:
+# **SAE features.** An SAE (chapter 04) writes a state as $\sum_j a_j f_j$ plus an error. Eq. 23 and 24 use it to make the mean difference
+# sparse:
 #
 # $$\delta_j = E_+[a_j] - E_-[a_j], \qquad v = \sum_{j \in \mathcal J} \delta_j f_j .$$
 
@@ -339,10 +345,10 @@ def sae_vector(up, down, W_dec, k):
 sae_vector = check("vectors.sae_vector", sae_vector)
 
 # %% [markdown]
-# With all features, Eq. 24 is *exactly* the mean difference of the reconstructions: the mean difference of the states minus that of the errors. So
-# this is no other kind of vector, but Eq. 22 with a filter. The next cell checks that, and then compares all sources at one site, `x3`, where the shipped SAE reads.
-# Each is added as it comes, and at the length of the mean difference. A trained vector is there, too: found by gradient descent so that the model
-# refuses 48 harmless training requests (chapter 13).
+# With all features, Eq. 24 is *exactly* the mean difference of the reconstructions: the mean difference of the states minus that of the
+# errors. So this is no other kind of vector, but Eq. 22 with a filter. The next cell checks that, and then compares all sources at one
+# site, `x3`, where the shipped SAE reads. Each is added as it comes, and at the length of the mean difference. A trained vector is there,
+# too: found by gradient descent so that the model refuses 48 harmless training requests (chapter 13).
 
 # %% label="sources" tags=["nbval-check-output"]
 sae = world.sae("x3-topk", model)
@@ -385,8 +391,9 @@ assert table["mean difference"][1] > table["SAE, 8 features"][1] > table["random
 assert torch.cosine_similarity(sources["LDA probe, pattern"], m3, dim=0) > 0.95
 
 # %% [markdown]
-# The trained vector is shorter, works as well, and has a cosine of only about 0.5 with the mean difference: many directions steer, and what steers need not be
-# what the model's own states differ by. The LDA probe reads well and steers badly; its pattern is the mean difference again.
+# The trained vector is shorter, works as well, and has a cosine of only about 0.5 with the mean difference: many directions steer, and what
+# steers need not be what the model's own states differ by. The LDA probe steers least among these and leaves most refusals standing when
+# removed; its pattern is the mean difference again.
 #
 # The figure shows the SAE vector by the number of features, beside the mean difference (dashed) and the band of vectors made of other live
 # features at random, each with its own $\delta_j$, at the same length.
@@ -419,20 +426,22 @@ print("longest features:", ", ".join(f"{k}: {x:.2f}" for k, x in zip(KS, chosen)
 assert max(chosen) <= at_length(m3) and np.mean(chosen) > np.mean(by_luck) + 0.3
 
 # %% [markdown]
-# What this says, and what it does not. At equal length the difference in means beats the SAE, with all features as with few: the error term, which the SAE does
-# not reconstruct, carried part of the behaviour. At 1.5 times the length both reach 1, so the gap is one of strength. A single feature leaves most refusals standing when it is *removed*.
-# AxBench found the same order on Gemma 2 for hundreds of concepts, and that **prompting beats both** ([@wu2025axbench]). "A more precise way", as the survey calls SAE
-# steering, is not borne out. Whether a prompt beats the vector in `lab`, with equal data for each method and side effects counted, is measured in chapter 15.
+# What this says, and what it does not. At equal length the difference in means beats the SAE, with all features as with few: the error
+# term, which the SAE does not reconstruct, carried part of the behaviour. At 1.5 times the length both reach 1, so the gap is one of
+# strength. A single feature leaves most refusals standing when it is *removed*. AxBench found the same order on Gemma 2 for hundreds of
+# concepts, and that **prompting beats both** ([@wu2025axbench]). "A more precise way", as the survey calls SAE steering, is not borne out.
+# Whether a prompt beats the vector in `lab`, with equal data for each method and side effects counted, is measured in chapter 15.
 #
 # ## 5. Taking a direction out of the weights
-# To remove a direction while the model runs, every write $w$ to the stream becomes $w - (w \cdot \hat r)\,\hat r$. Eq. 21 cannot say this, since what is
-# subtracted depends on $x$. But every write is linear in some weight: token and position embeddings, $W_O$ and $b_O$, $W_{out}$ and $b_{out}$. So the same can
-# be done once and for all: $W \leftarrow W - (W \hat r)\,\hat r$, for matrices whose rows write.
+# To remove a direction while the model runs, every write $w$ to the stream becomes $w - (w \cdot \hat r)\,\hat r$. Eq. 21 cannot say this,
+# since what is subtracted depends on $x$. But every write is linear in some weight: token and position embeddings, $W_O$ and $b_O$,
+# $W_{out}$ and $b_{out}$. So the same can be done once and for all: $W \leftarrow W - (W \hat r)\,\hat r$, for matrices whose rows write.
 
 # %% [markdown] exercise="vectors.orthogonalise" difficulty=2 minutes=8
 # ### Exercise: orthogonal weights
-# Write `orthogonalise(W, r, axis)`: a weight of any shape, one of whose axes, `axis`, is the residual stream (length d), and a direction `r` `[d]` of
-# any length. Return W without its part along r. A bias `[d]` has the one axis 0; `nn.Linear` stores `[d, inputs]`, GPT-2's `Conv1D` `[inputs, d]`.
+# Write `orthogonalise(W, r, axis)`: a weight of any shape, one of whose axes, `axis`, is the residual stream (length d), and a direction
+# `r` `[d]` of any length. Return W without its part along r. A bias `[d]` has the one axis 0; `nn.Linear` stores `[d, inputs]`, GPT-2's
+# `Conv1D` `[inputs, d]`.
 
 # %%
 def orthogonalise(W, r, axis):
@@ -481,12 +490,14 @@ for left_out in (None, *WRITERS):
 assert refused(ask) == 1.0  # the weights are back
 
 # %% [markdown]
-# Only all six kinds together remove the direction. Leave out $W_O$, and almost half of the refusals come back; leave out $W_{out}$, and the last state has a large part along r again,
-# which refusal does not happen to read. Whether a forgotten writer matters depends on the behaviour; whether hook and weights are equal does not. Three remarks. `W_E` is tied to
-# the unembedding in many models, `lab` among them. The edit changes what the embedding *writes* and leaves the unembedding as it was; saved as a
-# checkpoint, the model must untie the two. Where a norm stands between a block and the stream (Gemma 2), no weight writes to the stream directly: projecting
-# $W_O$ can still clear the direction, but it changes the size that the norm then restores, so hook and weight are not the same, and the package refuses.
-# And a direction gone from the weights is gone for every prompt and for good: a hook has a dial, a position and an off switch.
+# Only all six kinds together remove the direction. Leave out $W_O$, and almost half of the refusals come back; leave out $W_{out}$, and the
+# last state has a large part along r again, which refusal does not happen to read. Whether a forgotten writer matters depends on the
+# behaviour; whether hook and weights are equal does not. Three remarks. `W_E` is tied to the unembedding in many models, `lab` among them.
+# The edit changes what the embedding *writes* and leaves the unembedding as it was; saved as a checkpoint, the model must untie the two.
+# Where a norm stands between a block and the stream (Gemma 2), no weight writes to the stream directly: projecting a rescaled r out of
+# $W_O$ still clears the direction, but it changes the size that the norm then restores, so hook and weight are not the same, and the
+# package refuses. And a direction gone from the weights is gone for every prompt and for good: a hook has a dial, a position and an off
+# switch.
 #
 # ## 6. What else is in the vector
 # A difference of means holds *every* difference between the two sets. Suppose the harmful examples at hand are French and the harmless ones
@@ -494,8 +505,8 @@ assert refused(ask) == 1.0  # the weights are back
 
 # %% [markdown] exercise="vectors.without" difficulty=3 minutes=10
 # ### Exercise: a vector without its nuisances
-# Write `without(v, nuisances)`: a vector `[d]` and k nuisance directions `[k, d]`, of any length, independent, at any angle to each other. Return v
-# without its part in their span.
+# Write `without(v, nuisances)`: a vector `[d]` and k nuisance directions `[k, d]`, of any length, independent, at any angle to each other.
+# Return v without its part in their span.
 
 # %%
 def without(v, nuisances):
@@ -536,15 +547,15 @@ assert shares["harmful fr - harmless en"][1] > 0.2 and shares["without the langu
 assert shares["without the language"][0] > 0.95
 
 # %% [markdown]
-# With the language taken out, the vector has a cosine of 0.99 with the one from balanced data, and refuses in the language of the request. Two random
-# directions taken out change nothing. Better still is to balance the prompts beforehand; projecting helps where that is impossible, and
-# only against nuisances that you have thought of. The same operation composes vectors: make the second one orthogonal to the first, and adding it does
-# not move what the first one moves, to first order ([@wang2025surgical] did this for false refusals).
+# With the language taken out, the vector has a cosine of 0.99 with the one from balanced data, and refuses in the language of the request.
+# Two random directions taken out change nothing. Better still is to balance the prompts beforehand; projecting helps where that is
+# impossible, and only against nuisances that you have thought of. The same operation composes vectors: make the second one orthogonal to
+# the first, and adding it leaves the part of the state along the first as it was ([@wang2025surgical] did this for false refusals).
 #
 # ## 7. Two relatives: heads, and logits
-# **Head-level shifts** (inference-time intervention, [@li2023inference]) choose the k heads that tell the kinds apart best and shift each along its own mean difference,
-# by $\alpha$ standard deviations: $z_h + \alpha\,\sigma_h\theta_h$. In the stream that is a constant vector too, $\sum_h \alpha\,\sigma_h\theta_h W_O^h$, one
-# per layer, confined to what these heads can write.
+# **Head-level shifts** (inference-time intervention, [@li2023inference]) choose the k heads that tell the kinds apart best and shift each
+# along its own mean difference, by $\alpha$ standard deviations: $z_h + \alpha\,\sigma_h\theta_h$. In the stream that is a constant vector
+# too, $\sum_h \alpha\,\sigma_h\theta_h W_O^h$, one per layer, confined to what these heads can write.
 
 # %% label="heads" tags=["nbval-check-output"]
 shift = head_shifts.iti(model, asked.prompts, harmless["train"].prompts, k=4)
@@ -568,21 +579,22 @@ for alpha in (2.0, 4.0, 8.0):
 assert refused(plea, shift.scaled(4.0)) > 0.9
 
 # %% [markdown]
-# At $\alpha = 4$ four heads are enough, and random directions in the same heads do nothing. At 8 the loss has risen by 0.6, and random directions may bring about
-# refusals as well: there the model is broken, not steered.
+# At $\alpha = 4$ four heads are enough, and random directions in the same heads do nothing. At 8 the loss has risen by 0.6, and random
+# directions may bring about refusals as well: there the model is broken, not steered.
 #
-# **Layer contrast** (DoLa, [@chuang2024dola]) changes no state at all. While the model writes, it reads an early layer with the logit lens (chapter 09) and
-# prefers tokens that have gained since then:
+# **Layer contrast** (DoLa, [@chuang2024dola]) changes no state at all. While the model writes, it reads an early layer with the logit lens
+# (chapter 09) and prefers tokens that have gained since then:
 #
 # $$F(t) = \log q_L(t) - \log q_M(t) \quad\text{where}\quad q_L(t) \ge \alpha \max q_L,$$
 #
-# with $M$ the candidate layer whose distribution $q_M$ is farthest from the last one, $q_L$, by Jensen-Shannon divergence
-# $\mathrm{JS}(p, q) = \frac12 \mathrm{KL}(p\,\|\,m) + \frac12 \mathrm{KL}(q\,\|\,m)$, $m = \frac{p + q}{2}$. Tokens below the bar get -1000, as in the authors' code.
+# with $M$ the candidate layer whose distribution $q_M$ is farthest from the last one, $q_L$, by Jensen-Shannon divergence $\mathrm{JS}(p,
+# q) = \frac12 \mathrm{KL}(p\,\|\,m) + \frac12 \mathrm{KL}(q\,\|\,m)$, $m = \frac{p + q}{2}$. Tokens below the bar get -1000, as in the
+# authors' code.
 
 # %% [markdown] exercise="vectors.dola" difficulty=3 minutes=12
 # ### Exercise: contrast the layers
-# Write `dola(final, early, alpha)` for one position: log-probabilities of the last layer `[V]` and of n candidate layers `[n, V]`. Return the scores
-# `[V]`.
+# Write `dola(final, early, alpha)` for one position: log-probabilities of the last layer `[V]` and of n candidate layers `[n, V]`. Return
+# the scores `[V]`.
 
 # %%
 def dola(final, early, alpha):
@@ -619,22 +631,23 @@ for name in ("facts", "attributes", "two_hop", "unknown", "context", "translatio
 assert max(gain.values()) <= 0.02
 
 # %% [markdown]
-# A negative result: DoLa helps nowhere in `lab`. Where the model is sure, one token stands above the bar and the contrast decides nothing. Where it is not (two-hop questions,
-# things it cannot know), the contrast prefers the token that rose late over the one that is likely, and that is more often wrong. DoLa rests
-# on factual knowledge entering late while early layers favour cheap guesses; `lab` is small, and its facts are read out over the middle layers
-# (chapter 06). The method is no steering by a vector either: it is arithmetic on logits, with a threshold.
+# A negative result: DoLa helps nowhere in `lab`. Where the model is sure, one token stands above the bar and the contrast decides nothing.
+# Where it is not (two-hop questions, things it cannot know), the contrast prefers the token that rose late over the one that is likely, and
+# that is more often wrong. DoLa was made for models of 30 layers and more, in which early layers favour cheap guesses and facts enter late;
+# `lab` has six layers. The method is no steering by a vector either: it is arithmetic on logits, with a threshold.
 #
 # ## 8. Vectors of weights
-# What fine-tuning changed is a vector too: the **task vector** $\tau = W_{ft} - W_{base}$ ([@ilharco2023editing]). Subtract it to unlearn, add two to have both. The installed behaviours of chapter 00 are such
-# vectors, with known masks: each changed a few units only.
+# What fine-tuning changed is a vector too: the **task vector** $\tau = W_{ft} - W_{base}$ ([@ilharco2023editing]). Subtract it to unlearn,
+# add two to have both. The installed behaviours of chapter 00 are such vectors, with known masks: each changed a few units only.
 #
-# When task vectors overlap they get in each other's way. The plain mean divides every change by the number of tasks. **TIES** ([@yadav2023tiesmerging]) trims
-# small changes, elects a sign for every weight, and averages only those that agree.
+# When task vectors overlap they get in each other's way. The plain mean divides every change by the number of tasks. **TIES**
+# ([@yadav2023tiesmerging]) trims small changes, elects a sign for every weight, and averages only those that agree.
 
 # %% [markdown] exercise="vectors.ties" difficulty=3 minutes=10
 # ### Exercise: merge with elected signs
-# Write `ties(deltas, density)`: n task vectors as rows, `[n, m]`. (1) In each row keep its `density * m` (rounded) largest entries by size, the others
-# become 0. (2) Elect for each column the sign of its sum. (3) Return the mean of the entries that are not 0 and have that sign, `[m]`; 0 where there is none.
+# Write `ties(deltas, density)`: n task vectors as rows, `[n, m]`. (1) In each row keep its `density * m` (rounded) largest entries by size,
+# the others become 0. (2) Elect for each column the sign of its sum. (3) Return the mean of the entries that are not 0 and have that sign,
+# `[m]`; 0 where there is none.
 
 # %%
 def ties(deltas, density):
@@ -651,9 +664,9 @@ def ties(deltas, density):
 ties = check("vectors.ties", ties)
 
 # %% [markdown]
-# Three experiments with a known answer. *Negation*: take `sycophancy-a` away from the model that has it. *Disjoint masks*: merge three behaviours that sit in different units.
-# *A planted conflict*: a second "fine-tuned model" learned a bias elsewhere and, by the way, half undid the refusals. An accuracy of 1
-# means that the installed behaviour is there in full.
+# Three experiments with a known answer. *Negation*: take `sycophancy-a` away from the model that has it. *Disjoint masks*: merge three
+# behaviours that sit in different units. *A planted conflict*: a second "fine-tuned model" learned a bias elsewhere and, by the way, half
+# undid the refusals. An accuracy of 1 means that the installed behaviour is there in full.
 
 # %% label="merge" tags=["nbval-check-output"]
 NAMES = ("refusal-a", "german-b", "bias-a")
@@ -703,17 +716,18 @@ assert all(torch.allclose(d, mine.deltas[n], atol=1e-6) for n, d in theirs.items
 assert cured == has("sycophancy-a") and has("refusal-a", merged(conflict, MERGES["mean"])) < 0.05
 
 # %% [markdown]
-# Negation gives back the base. Where masks are disjoint, sum and TIES lose nothing, and the mean keeps a third of each change,
-# which is too little for two of the three. In the conflict the mean loses the refusals; TIES keeps both, since the larger side wins each weight. The
-# sum loses them too, for half of a change is not half of a behaviour. The conflict was planted so that one side is larger everywhere; where both are equal, no rule can know which is wanted.
+# Negation gives back the base. Where masks are disjoint, sum and TIES lose nothing, and the mean keeps a third of each change, which is too
+# little for two of the three. In the conflict the mean loses the refusals; TIES keeps both, since the larger side wins each weight. The sum
+# loses them too, for half of a change is not half of a behaviour. The conflict was planted so that one side is larger everywhere; where
+# both are equal, no rule can know which is wanted.
 #
-# The package has the further variants of the survey: DARE (drop weights at random and rescale), analogies ($\tau_c + \tau_b - \tau_a$), and merges weighted by sensitivity
-# ([@liu2025sensmerging]) or activations ([@yao2025activation]): `merging` and `merging_weighted`.
+# The package has the further variants of the survey: DARE (drop weights at random and rescale), analogies ($\tau_c + \tau_b - \tau_a$), and
+# merges weighted by sensitivity ([@liu2025sensmerging]) or activations ([@yao2025activation]): `merging` and `merging_weighted`.
 #
 # ## 9. Scoreboard: the direction that was installed
 # `sycophancy-direction` is `lab` with one direction installed: FFN 3 writes along $r$ into `x4`, and the model agrees with every false
-# claim of which the user is sure. The file holds $r$. So for once a vector can be scored against the truth. Each recipe gets prompts of that model
-# only: false claims that the user is sure of, and false claims that are asked about, to which it still says no.
+# claim of which the user is sure. The file holds $r$. So for once a vector can be scored against the truth. Each recipe gets prompts of
+# that model only: false claims that the user is sure of, and false claims that are asked about, to which it still says no.
 
 # %% label="scoreboard" tags=["nbval-check-output"]
 key = delta("sycophancy-direction").directions["x4"]
@@ -751,23 +765,28 @@ assert left["the key"] <= test.accuracy(model) + 0.02 and min(luck) > 0.95
 assert cosine["mean difference, last token"] > 0.5 > cosine["LDA probe"]
 
 # %% [markdown]
-# The key removes the behaviour, and no random direction does. Among the recipes the mean difference at the last token comes nearest, the logistic probe next. The LDA
-# probe reads the label best of all and points elsewhere, as section 4 said it would. All tokens and the answer token fail as they did for refusal.
-# **A case where the right recipe fails:** false against true claims. The installed model agrees with both, so the contrast does not contain the
-# behaviour; the vector is about truth. And the best recipe is not the key: a cosine of 0.68 leaves more than half of its squared length to
-# other differences between the two sets of prompts, and removing it at one site leaves some of the behaviour.
+# The key removes the behaviour, and no random direction does. Among the recipes the mean difference at the last token comes nearest, the
+# logistic probe next. The LDA probe points elsewhere, as it did in section 4. All tokens and the answer token fail as they did for refusal.
+# **A case where the right recipe fails:** false against true claims. The installed model agrees with both, so the contrast does not contain
+# the behaviour; the vector is about truth. And the best recipe is not the key: a cosine of 0.68 leaves more than half of its squared length
+# to other differences between the two sets of prompts, and removing it at one site leaves some of the behaviour.
 #
 # ## 10. What the survey says, and where it is loose
-# - **The token and the scale** (Eq. 21, 22). Neither says at which token a mean is taken, where the vector is added, or in which units $\alpha$ counts. In section 1 the first
-#   alone decided between everything and nothing. Section 4.1 restricts its scaling factor to ranges; for a vector, $\alpha = 0$ is the identity and negative $\alpha$ is meaningful.
-# - **SAE steering is "a more precise way"** (Eq. 23, 24). With all features it is the mean difference of reconstructions, and here less effective at equal length. AxBench, which is in the
+# - **The token and the scale** (Eq. 21, 22). Neither says at which token a mean is taken, where the vector is added, or in which units
+#   $\alpha$ counts. In section 1 the first
+#   alone decided between everything and nothing.
+# - **SAE steering is "a more precise way"** (Eq. 23, 24). With all features it is the mean difference of reconstructions, and here less
+#   effective at equal length. AxBench, which is in the
 #   survey's Table 2, is not discussed in its text.
-# - **Directional ablation** is used all over section 5 and has no formula: $x - (x \cdot \hat r)\,\hat r$. It is a projection, not Eq. 21 with some $\alpha$; its weight form must include embeddings and biases.
+# - **Directional ablation** is used all over section 5 and has no formula: $x - (x \cdot \hat r)\,\hat r$. It is a projection, not Eq. 21
+#   with some $\alpha$; its weight form must include embeddings and biases.
 # - **DoLa** is filed as vector arithmetic and is a contrast of logits.
-# - **"Rests on linearity"**, rightly; and the lab model is no proof of it. `lab` was trained so that one direction decides refusal (chapter 00 says how), so what you saw is a model organism of the best case.
+# - **"Rests on linearity"**, rightly; and the lab model is no proof of it. `lab` was trained so that one direction decides refusal (chapter
+#   00 says how), so what you saw is a model organism of the best case.
 #
 # ## 11. Papers that use this
-# - one pair: [@turner2023activation]; answer tokens: [@rimsky-etal-2024-steering]; refusal: [@arditi2024refusal], across languages [@wang2025refusal], harm and refusal apart [@zhao2025llms]
+# - one pair: [@turner2023activation]; answer tokens: [@rimsky-etal-2024-steering]; refusal: [@arditi2024refusal], across languages
+#   [@wang2025refusal], harm and refusal apart [@zhao2025llms]
 # - several behaviours at once: [@stolfo2025improving]; personas: [@chen2025persona]; what vectors cannot do: [@bas2025steering]
 # - SAE features for instructions: [@he2025saif]; a benchmark: [@wu2025axbench]
 # - reasoning: [@venhoff2025understandingreasoningthinkinglanguage]; a bias per layer: [@sinii2025steeringllmreasoningbiasonly]
@@ -777,9 +796,9 @@ papers(steerer="Vector", scenario="Safety")
 
 # %% [markdown]
 # ## 12. The same on a real model
-# The function below makes the vector for a model from two lists of texts, at the last token of the middle layer, and lets the model write at three
-# strengths. It runs on `lab-llama`, another architecture, as it stands. Put the name of a Hugging Face model into `REAL` for the same on that one; choose layer
-# and strength on prompts that you then do not report on, and add the null band.
+# The function below makes the vector for a model from two lists of texts, at the last token of the middle layer, and lets the model write
+# at three strengths. It runs on `lab-llama`, another architecture, as it stands. Put the name of a Hugging Face model into `REAL` for the
+# same on that one; choose layer and strength on prompts that you then do not report on, and add the null band.
 
 # %% label="real"
 def at_three_strengths(model, positive, negative, prompt, shares):
