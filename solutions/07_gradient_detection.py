@@ -206,7 +206,7 @@ for column in range(batch.ids.shape[1]):
     with mi.intervene(model, mi.mean("embed", mean_embedding, positions=here)):
         saliency["exact"][:, column] = facts.measure(model) - base
 for method in ("integrated gradients", "gradient x input", "gradient norm"):
-    saliency[method] = token_attributions(model, facts, method, baseline="mean", steps=12)
+    saliency[method] = token_attributions(model, facts, method, baseline="mean", steps=8)
     if method == "gradient norm":  # has no sign: large means important
         saliency[method] = -saliency[method]
 
@@ -335,7 +335,7 @@ assert abs(slope_along[-1]) < 0.01 and abs(attributed - 20) < 0.5
 # middles.
 
 # %% label="completeness"
-few = facts.subset(12)
+few = facts.subset(6)
 steps = [2, 4, 8, 16, 32]
 residual = {
     rule: [

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def observe(model, task: Task, sites, on: str = "clean", target: Target = metric
 
 
 def _whole_names(sites) -> list[str]:
-    return list(dict.fromkeys(str(whole(site)) for site in parse_sites(sites)))
+    return [str(site) for site in dict.fromkeys(whole(site) for site in parse_sites(sites))]
 
 
 def _keep(names: Sequence[str], values: dict[str, Tensor]) -> list:
@@ -140,6 +141,7 @@ def parts(task: Task, batch_size: int) -> Iterator[Task]:
         yield task.subset(slice(start, start + batch_size))
 
 
+@lru_cache(maxsize=100_000)  # asked again and again for all neurons of a model
 def whole(site: Site | str) -> Site:
     """The site that holds all objects of this kind in the layer, at all positions: L3H5.z@-1 -> z3."""
     return replace(Site.parse(site), index=None, position=None)
@@ -176,15 +178,16 @@ def index_in_layer(site: Site, model) -> int:
 
 def per_site(tensors: dict[str, Tensor], sites: Sequence[Site], model, batch: Batch) -> Tensor:
     """Whole-layer tensors summed over the coordinates and positions of every site: [n_prompts, n_sites]."""
-    sums: dict[tuple, Tensor] = {}
+    members: dict[tuple, list[int]] = {}  # the sites that are summed together, by their places in `sites`
+    for i, site in enumerate(sites):
+        members.setdefault((whole(site), site.position, site.index is None), []).append(i)
     columns = []
-    for site in sites:
-        key = (str(whole(site)), site.position)
-        if key not in sums:
-            sums[key] = _by_object(tensors[key[0]], site, batch)
-        found = sums[key]
-        columns.append(found.sum(1) if site.index is None else found[:, index_in_layer(site, model)])
-    return torch.stack(columns, dim=1)
+    for (layer, _, is_whole), places in members.items():
+        found = _by_object(tensors[str(layer)], sites[places[0]], batch)
+        own = [index_in_layer(sites[i], model) for i in places if not is_whole]
+        columns.append(found.sum(1, keepdim=True).expand(-1, len(places)) if is_whole else found[:, own])
+    order = torch.tensor([i for places in members.values() for i in places]).argsort()
+    return torch.cat(columns, dim=1)[:, order]
 
 
 def _by_object(tensor: Tensor, site: Site, batch: Batch) -> Tensor:

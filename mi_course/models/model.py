@@ -16,7 +16,7 @@ from . import weights
 from .batch import Batch
 from .families import family_of
 from .hooks import Taps
-from .memory import keep_freed
+from .memory import import_transformers, keep_freed
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = ("lab", "lab-llama")
@@ -248,6 +248,7 @@ def load(name: str = "lab", device=None, dtype=None) -> Model:
     """
     dtype, device = _dtype(dtype), _device(device)
     source, local = _find(str(name))
+    import_transformers()
 
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
