@@ -165,15 +165,22 @@ print(f"{len(asked)} requests, for example: {asked[0]}")
 
 # %% label="baselines"
 lines = {}
+read = {
+    "good, lab": states,
+    "good, random weights": features(untrained, prompts, layers),
+    "harmful, lab": features(model, asked, layers),
+    "harmful, random weights": features(untrained, asked, layers),
+}
 for name, texts, label, where in (
     ("good", prompts, good, halves),
     ("harmful", asked, harmful, request_halves),
 ):
-    for which, known in (("lab", model), ("random weights", untrained)):
-        lines[f"{name}, {which}"] = sweep(known, texts, layers, label, where, "lda").values
+    for which in ("lab", "random weights"):
+        line = f"{name}, {which}"
+        lines[line] = [evaluate(x, label, where, "lda") for x in read[line].values()]
     word = sweep(model, texts, ["embed"], label, where, "lda")["embed"]
     bag = sweep(model, texts, ["embed"], label, where, "lda", positions="mean")["embed"]
-    null = permutation_null(features(model, texts, ["x3"])["x3"], label, where, "lda", draws=10)
+    null = permutation_null(read[f"{name}, lab"]["x3"], label, where, "lda", draws=10)
     print(
         f"{name:8} majority {majority(label, where):.2f}   embedding of the last token {word:.2f}   "
         f"bag of words {bag:.2f}   shuffled labels at x3 up to {max(null):.2f}"
@@ -404,13 +411,13 @@ def probabilities(x_train, y_train, x_new):
 
 
 bits = {}
-for name, known, y_ in (
-    ("lab", model, flags),
-    ("random weights", untrained, flags),
-    ("lab, shuffled labels", model, noise),
+for name, which, y_ in (
+    ("lab", "lab", flags),
+    ("random weights", "random weights", flags),
+    ("lab, shuffled labels", "lab", noise),
 ):
-    found = features(known, asked, layers[1:])
-    bits[name] = [online_code(x[order], y_, blocks, probabilities, 2) for x in found.values()]
+    found = [read[f"harmful, {which}"][site][order] for site in layers[1:]]
+    bits[name] = [online_code(x, y_, blocks, probabilities, 2) for x in found]
     print(f"{name:21}" + "".join(f"{value:6.0f}" for value in bits[name]))
 show(
     curves(
@@ -718,7 +725,7 @@ assert after["LDA direction"] > 0.95 and max(after["LEACE"], after["mean differe
 # %% label="erase_and_see"
 erased, added, cosine, null = {}, {}, [], []
 some = test.subset(60)
-bad = some.where(good=False)
+on_some, on_bad = causal.Sweep(model, some), causal.Sweep(model, some.where(good=False))
 generator = torch.Generator().manual_seed(0)
 for site in layers[1:]:
     x = states[site][:n]
@@ -728,17 +735,16 @@ for site in layers[1:]:
         "LEACE": erasure.leace(x, good[:n])
     }
     for name, eraser in edits.items():
-        with mi.intervene(model, eraser.at(site, "last")):
-            erased.setdefault(name, []).append(some.measure(model).mean().item())
+        erased.setdefault(name, []).append(on_some.measure([eraser.at(site, "last")]).mean().item())
     for name, v in found.items():
         step = found["mean difference"].norm() * v / v.norm()  # all as long as the mean difference
-        with mi.intervene(model, mi.add(site, step, positions="last")):
-            added.setdefault(name, []).append((bad.measure(model) < 0).float().mean().item())
+        pushed = on_bad.measure([mi.add(site, step, positions="last")])
+        added.setdefault(name, []).append((pushed < 0).float().mean().item())
     null.append([])
     for _ in range(3):
         anywhere = torch.randn(model.d_model, generator=generator)
-        with mi.intervene(model, erasure.erase_direction(x, anywhere).at(site, "last")):
-            null[-1].append(some.measure(model).mean().item())
+        eraser = erasure.erase_direction(x, anywhere).at(site, "last")
+        null[-1].append(on_some.measure([eraser]).mean().item())
     cosine.append(torch.cosine_similarity(found["LDA"], found["mean difference"], dim=0).item())
 show(
     curves(

@@ -112,7 +112,7 @@ def attention_mass(model, prompts, keys: Keys, method: str = "attention mass", b
     mass = torch.zeros(model.n_layers, model.n_heads)
     for start in range(0, len(batch), batch_size):
         some, pairs = batch.rows(slice(start, start + batch_size)), wanted[start : start + batch_size]
-        cache = record(model, some, [f"pattern{layer}" for layer in range(model.n_layers)])
+        cache = record(model, some, [f"pattern{layer}" for layer in range(model.n_layers)], logits=False)
         for layer in range(model.n_layers):
             mass[layer] += (cache[f"pattern{layer}"].float() * pairs[:, None]).sum((0, 2, 3)).cpu()
     mass /= wanted.any(-1).sum().cpu()
@@ -195,7 +195,7 @@ def copying(model, prompts, batch_size: int = 64) -> Scores:
     counted = batch.mask.bool() & (batch.position_ids > 0)
     for start in range(0, len(batch), batch_size):
         rows = slice(start, start + batch_size)
-        cache = record(model, batch.rows(rows), [f"v{layer}" for layer in range(model.n_layers)])
+        cache = record(model, batch.rows(rows), [f"v{layer}" for layer in range(model.n_layers)], logits=False)
         own = W_U.T[batch.ids[rows][counted[rows]]]  # [n, d]
         for layer in range(model.n_layers):
             w, post = parts.attention(model, layer), parts.post_norm(model, layer, "attn")

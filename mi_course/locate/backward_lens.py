@@ -85,7 +85,7 @@ def ffn_gradient(model, task: Task, layer: int) -> dict[str, Tensor]:
     cache, found = _gradients(model, task, [f"mlp{layer}"])
     delta = found[f"mlp{layer}"]
     with torch.no_grad():
-        cache = record(model, cache.batch, [reads, f"neurons{layer}"])
+        cache = record(model, cache.batch, [reads, f"neurons{layer}"], logits=False)
         x, s = norm(cache[reads]), cache[f"neurons{layer}"]
         back = delta @ w.W_out.T  # dLoss/ds
     matrices = {"in": w.W_in} if w.W_in is not None else {"gate": w.W_gate, "up": w.W_up}

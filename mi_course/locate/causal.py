@@ -55,7 +55,7 @@ def neurons(model, layer: int) -> list[str]:
 def features(model, sae: str) -> list[str]:
     """Sites of all features of an attached SAE, model.saes[sae]."""
     with torch.no_grad():
-        width = record(model, [[0]], [f"{sae}F*"])[f"{sae}F*"].shape[-1]
+        width = record(model, [[0]], [f"{sae}F*"], logits=False)[f"{sae}F*"].shape[-1]
     return [f"{sae}F{j}" for j in range(width)]
 
 
@@ -74,7 +74,7 @@ def site_means(model, prompts: Sequence, sites: Iterable[str], batch_size: int =
     sites = [str(site) for site in sites]
     total, tokens = {}, 0
     for start in range(0, len(prompts), batch_size):
-        cache = record(model, prompts[start : start + batch_size], sites)
+        cache = record(model, prompts[start : start + batch_size], sites, logits=False)
         mask = cache.batch.mask.bool()
         tokens += int(mask.sum())
         for site in sites:
@@ -99,7 +99,7 @@ def references(model, task: Task, sites: Iterable[str], kind: str, seed: int = 0
         return site_means(model, task.prompts, sites)
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
-    cache = record(model, task.prompts, sites)
+    cache = record(model, task.prompts, sites, logits=False)
     lengths, result = cache.batch.lengths, {site: torch.empty_like(cache[site]) for site in sites}
     generator = torch.Generator().manual_seed(seed)
     for length in lengths.unique().tolist():
@@ -183,7 +183,7 @@ def patch_each(model, task: Task, sites: Sequence[str], direction: str = "denois
     run, source = ("corrupted", task.prompts) if direction == "denoising" else ("clean", task.corrupted)
     sweep = Sweep(model, task, on=run)
     with torch.no_grad():
-        values = record(model, source, sites)
+        values = record(model, source, sites, logits=False)
     sweep.count_runs(1)
     # before the first changed token the twin's value is the one that is there already
     here = {None: sweep.changed}

@@ -15,7 +15,7 @@ from torch import Tensor
 from mi_course.objects import Task
 
 from .edge_runs import Contrast, contrasts
-from .graph import PARTS, Graph
+from .graph import Graph
 
 
 class CircuitRunner:
@@ -81,24 +81,29 @@ def _run(graph: Graph, other: _Other, mask: Tensor) -> Tensor:
     start = graph.layer_of(int(missing[0])) if len(missing) else graph.n_layers
     gap = torch.empty_like(c.delta)  # a_u - a_u' of every sender
     gap[: graph.before(start)] = -c.delta[: graph.before(start)]
+    kept = mask.to(gap)
 
     def inputs(stream: Tensor, layer: int, part: str, upstream: int) -> Tensor:
         """What these receivers read, [receivers, B, T, d]."""
-        kept = mask[:upstream, graph.inputs(layer, part)].to(stream)
-        return stream + (kept.T @ gap[:upstream].flatten(1)).unflatten(1, stream.shape)
+        edges = kept[:upstream, graph.inputs(layer, part)]
+        return stream + (edges.T @ gap[:upstream].flatten(1)).unflatten(1, stream.shape)
+
+    def project(part: str, layer: int, stream: Tensor, last: bool) -> Tensor:
+        """Queries, keys or values of these heads, each from what it reads."""
+        w, normed = blocks.attention[layer], blocks.attn_norm[layer](inputs(stream, layer, part, graph.before(layer)))
+        own = torch.einsum("rbtd,drn->btrn", normed, getattr(w, f"W_{part.upper()}"))
+        return blocks.finish(layer, part, own + getattr(w, f"b_{part.upper()}"), last)
 
     for layer in range(start, graph.n_layers):
-        upstream, heads = graph.before(layer), graph.outputs(layer, "heads")
-        qkv = []
-        for part in PARTS:
-            w = blocks.attention[layer]
-            normed = blocks.attn_norm[layer](inputs(other.x[layer], layer, part, upstream))
-            own = torch.einsum("rbtd,drn->btrn", normed, getattr(w, f"W_{part.upper()}"))
-            qkv.append(blocks.finish(layer, part, own + getattr(w, f"b_{part.upper()}")))
-        gap[heads] = blocks.head_writes(layer, blocks.attend(layer, *qkv)) - other.writes[heads]
-        upstream = upstream if graph.parallel else heads.stop
-        read = inputs(other.mid[layer], layer, "mlp", upstream)
-        gap[graph.outputs(layer, "mlp")] = blocks.mlp_write(layer, read) - other.writes[graph.outputs(layer, "mlp")]
-    kept = mask[:, graph.inputs(graph.n_layers, "logits")].to(gap)
-    x = blocks.at_last(other.x[-1]) + torch.einsum("sr,sbtd->btd", kept, blocks.at_last(gap))
-    return blocks.unembedding(x[:, 0])
+        x, mid, writes, last = other.x[layer], other.mid[layer], other.writes, layer == graph.n_layers - 1
+        k, v = (project(part, layer, x, False) for part in "kv")
+        if last:  # nothing but the answer is read from here on
+            x, mid, writes, gap = (blocks.at_last(each) for each in (x, mid, writes, gap))
+        z = blocks.attend(layer, project("q", layer, x, last), k, v, last)
+        heads, mlp = graph.outputs(layer, "heads"), graph.outputs(layer, "mlp")
+        gap[heads] = blocks.head_writes(layer, z) - writes[heads]
+        read = inputs(mid, layer, "mlp", graph.before(layer) if graph.parallel else heads.stop)
+        gap[mlp] = blocks.mlp_write(layer, read) - writes[mlp]
+    gap = blocks.at_last(gap) if start == graph.n_layers else gap
+    edges = kept[:, graph.inputs(graph.n_layers, "logits")]
+    return blocks.unembedding((blocks.at_last(other.x[-1]) + torch.einsum("sr,sbtd->btd", edges, gap))[:, 0])

@@ -129,10 +129,10 @@ def _runs(model, task, saes: Sequence[str], baseline: str):
     task.validate(model)
     batch, sites = model.tokenize(task.prompts), _sites(model, saes)
     if baseline == "corrupted":
-        cache = record(model, task.corrupted, sites)
+        cache = record(model, task.corrupted, sites, logits=False)
         return batch, {name: (*_parts(model.saes[name], cache[site].flatten(2)), cache[site])
                        for name, site in zip(saes, sites)}
-    cache = record(model, batch, sites)
+    cache = record(model, batch, sites, logits=False)
     others = {}
     for name, site in zip(saes, sites):
         zeros = torch.zeros_like(model.saes[name].encode(cache[site].flatten(2)))

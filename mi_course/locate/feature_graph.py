@@ -183,7 +183,7 @@ class FrozenRun:
         self.model, self.transcoders, self.T = model, transcoders, batch.ids.shape[1]
         sites = [f"x{layer}" for layer in range(L + 1)] + [read_site(model, layer) for layer in range(L)]
         sites += [f"{kind}{layer}" for layer in range(L) for kind in ("pattern", "attn")]
-        self.cache = record(model, batch, sites + [f"mlp{layer}.write" for layer in range(L)])
+        self.cache = record(model, batch, sites + [f"mlp{layer}.write" for layer in range(L)], logits=False)
         self.activations, self.features, self.writes = [], [], []
         for layer, transcoder in enumerate(transcoders):
             a = transcoder.encode(parts.mlp_norm(model, layer)(self._state(read_site(model, layer))))

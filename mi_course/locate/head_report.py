@@ -81,7 +81,8 @@ def head_reports(model, prompt, heads: Sequence[str], query: int = -1, k: int = 
     layers = sorted({site.layer for site in sites})
     final = f"x{model.n_layers}"
     kinds = ("pattern{}", "z{}", "v{}", "attn{}")
-    cache = record(model, batch, [final, *map(str, sites), *(kind.format(i) for i in layers for kind in kinds)])
+    names = [final, *map(str, sites), *(kind.format(i) for i in layers for kind in kinds)]
+    cache = record(model, batch, names, logits=False)
     W_U, scale = folded_unembedding(model)[0], parts.unembedding(model).norm.scale(cache[final])[0, at]
     named = _named_scores(model, naming_prompts)
 

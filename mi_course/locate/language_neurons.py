@@ -33,7 +33,7 @@ def activation_probability(model, documents: Sequence, batch_size: int = 64, pos
     active = torch.zeros(model.n_layers, model.d_ffn)
     tokens = 0
     for start in range(0, len(documents), batch_size):
-        cache = record(model, documents[start : start + batch_size], names)
+        cache = record(model, documents[start : start + batch_size], names, logits=False)
         on = torch.stack([cache[name] > 0 for name in names])  # [L, B, T, d_ffn], or [L, B, d_ffn] at one position
         counted = cache.batch.mask.bool() if position is None else cache.batch.lengths > 0
         active += on[:, counted].sum(1).cpu()

@@ -64,7 +64,7 @@ def twin_distance(
         values = (clean - corrupted).abs().mean(0)
     else:
         named = [f"{site}@{position}" for site in sites]
-        clean, corrupted = (record(model, prompts, named) for prompts in (task.prompts, task.corrupted))
+        clean, corrupted = (record(model, prompts, named, logits=False) for prompts in (task.prompts, task.corrupted))
         values = torch.stack([_distance(clean[n].float(), corrupted[n].float(), measure).mean() for n in named])
     seconds = time.perf_counter() - started
     return Scores(sites, values, f"twin distance, {measure}", "magnitude", forwards=2 * len(task), seconds=seconds)
@@ -136,7 +136,7 @@ def without_blocks(blocks: int | Iterable[int]) -> list:
 def _states(model, batch, position: int | None, skip: int) -> tuple[list[Tensor], Tensor]:
     """The residual states x0 ... xL [B, T, d], and which tokens count, bool [B, T]."""
     names = [f"x{layer}" for layer in range(model.n_layers + 1)]
-    cache = record(model, batch, names)
+    cache = record(model, batch, names, logits=False)
     counted = batch.mask.bool() & (batch.position_ids >= skip)
     if position is not None:
         columns = torch.arange(batch.ids.shape[1], device=counted.device)

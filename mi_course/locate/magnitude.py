@@ -75,7 +75,7 @@ def token_values(
     lengths = {whole: _written(model, whole) for whole in groups} if norm == "write" else {}
     for start in range(0, len(prompts), batch_size):
         batch = model.tokenize(prompts[start : start + batch_size])
-        cache = record(model, batch, list(groups))
+        cache = record(model, batch, list(groups), logits=False)
         counted = batch.mask.bool()
         if position is None:
             counted = counted & (batch.position_ids >= skip)

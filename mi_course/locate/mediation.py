@@ -65,13 +65,13 @@ def mediation(model, task: Task, sites: Sequence[str], mediators: Sequence[str] 
     """
     sweep, sites = Sweep(model, task), [str(site) for site in sites]
     chosen = {site: downstream(model, site) if mediators is None else list(mediators) for site in sites}
-    base = record(model, task.prompts, sorted({m for some in chosen.values() for m in some} | {"x0"}))
-    twin = record(model, task.corrupted, sites)
+    base = record(model, task.prompts, sorted({m for some in chosen.values() for m in some} | {"x0"}), logits=False)
+    twin = record(model, task.corrupted, sites, logits=False)
     cells = []
     for site in sites:
         change = patch(site, twin[site])
         with intervene(model, change):
-            moved = record(model, task.prompts, [*chosen[site], "x0"])
+            moved = record(model, task.prompts, [*chosen[site], "x0"], logits=False)
         held = [patch(m, base[m]) for m in chosen[site]]
         carried = [patch(m, moved[m]) for m in chosen[site]]
         cells += [[change], [change, *held], carried]
@@ -132,8 +132,8 @@ def path_patching(
     layers = range(model.n_layers)
     frozen = [f"z{layer}" for layer in layers] + [f"mlp{layer}.write" for layer in layers if freeze_ffns]
     sweep = Sweep(model, task)
-    clean = record(model, task.prompts, frozen)
-    twin = record(model, task.corrupted, [f"z{layer}" for layer in layers])
+    clean = record(model, task.prompts, frozen, logits=False)
+    twin = record(model, task.corrupted, [f"z{layer}" for layer in layers], logits=False)
     sweep.count_runs(2)
     cells = []
     for sender in senders:
@@ -144,7 +144,7 @@ def path_patching(
             cells.append(held)
             continue
         with intervene(model, *held):
-            got = record(model, task.prompts, receivers)
+            got = record(model, task.prompts, receivers, logits=False)
         sweep.count_runs(1)
         cells.append({receiver: got[receiver] for receiver in receivers})
     method = f"path patching to {', '.join(receivers)}" + ("" if freeze_ffns else ", FFNs free")

@@ -105,7 +105,7 @@ def super_weights(model, prompts: Sequence) -> list[SuperWeight]:
     does, there is no super weight.
     """
     names = [f"{kind}{layer}" for layer in range(model.n_layers) for kind in ("neurons", "mlp")]
-    cache = record(model, prompts, names)
+    cache = record(model, prompts, names, logits=False)
     real = cache.batch.mask.bool()
     row, column = real.nonzero(as_tuple=True)
     found = []
@@ -161,7 +161,7 @@ def massive_activations(model, prompts: Sequence, at_least: float = 100.0, ratio
     for large models; lower them for a small one, and say so.
     """
     names = [f"x{layer}" for layer in range(model.n_layers + 1)]
-    cache = record(model, prompts, names)
+    cache = record(model, prompts, names, logits=False)
     real, found = cache.batch.mask.bool(), []
     for layer, name in enumerate(names):
         size = cache[name].float().abs()
@@ -182,7 +182,8 @@ def outlier_dimensions(model, prompts: Sequence, skip: int = 0, batch_size: int 
     """
     total = 0.0
     for start in range(0, len(prompts), batch_size):
-        cache = record(model, prompts[start : start + batch_size], [f"x{layer}" for layer in range(model.n_layers + 1)])
+        states = [f"x{layer}" for layer in range(model.n_layers + 1)]
+        cache = record(model, prompts[start : start + batch_size], states, logits=False)
         counted = cache.batch.mask.bool() & (cache.batch.position_ids >= skip)
         total = total + torch.stack([value[counted].float().abs().sum(0) for value in cache.values()])
     return (total / total.median(-1, keepdim=True).values.clamp_min(1e-12)).cpu()
@@ -204,7 +205,7 @@ def qk_concentration(model, prompts: Sequence, part: str = "k", batch_size: int 
     started, squares = time.perf_counter(), 0.0
     names = [f"{part}{layer}" for layer in range(model.n_layers)]
     for start in range(0, len(prompts), batch_size):
-        cache = record(model, prompts[start : start + batch_size], names)
+        cache = record(model, prompts[start : start + batch_size], names, logits=False)
         real = cache.batch.mask.bool()
         squares = squares + torch.stack([cache[name][real].float().square().sum(0) for name in names])  # [L, H, d_head]
     M = squares.sqrt().cpu()

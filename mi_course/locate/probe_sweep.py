@@ -59,7 +59,7 @@ def features(model, prompts: Sequence, sites, positions="last", batch_size: int 
     found: dict[str, list[Tensor]] = {str(site): [] for site in sites}
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
-        cache = record(model, prompts[rows], list(dict.fromkeys(parents.values())))
+        cache = record(model, prompts[rows], list(dict.fromkeys(parents.values())), logits=False)
         where = positions if own is None else own[rows]
         for site, parent in parents.items():
             value = cache[parent]

@@ -37,7 +37,7 @@ def logit_lens(model, prompts: Sequence, position: int = -1, normalise: bool = T
     Returns [n_layers + 1, n_prompts, n_vocab]; the last row is the model's own output distribution.
     """
     names = [f"x{layer}@{position}" for layer in range(model.n_layers + 1)]
-    cache = record(model, prompts, names)
+    cache = record(model, prompts, names, logits=False)
     read = model.unembed if normalise else lambda x: x @ weights.unembedding(model).W_U
     return torch.stack([read(cache[name]).float().softmax(-1) for name in names])
 
@@ -101,7 +101,7 @@ def read_tokens(model, prompts: Sequence, tokens, sites: Sequence, lens: Lens | 
             raise SiteError(f"site '{site}': a lens reads [d] numbers at one position, as in 'x3@-1' or 'L3H5@-1'")
     batch = model.tokenize(prompts)
     wanted = _ids(tokens, "tokens", len(batch), model)[:, None]
-    cache = record(model, batch, sites)
+    cache = record(model, batch, sites, logits=False)
     prob, rank = [], []
     for site in sites:
         use_lens = lens is not None and site.kind == "x" and site.layer < model.n_layers

@@ -174,7 +174,7 @@ class Sweep:
             if self._past is None:
                 self._past = Past.of(self.model, self.batch, missing)
             else:
-                self._past.also.update(record(self.model, self.batch, missing))
+                self._past.also.update(record(self.model, self.batch, missing, logits=False))
         self.count_runs(1)
 
     def _lifted(self, taps: list) -> Site | None:

@@ -87,7 +87,7 @@ def causal_trace(
     sweep = Sweep(model, task)
     clean, corrupted = sweep.base, torch.zeros(len(task))
     with torch.no_grad():
-        states = record(model, task.prompts, sites)
+        states = record(model, task.prompts, sites, logits=False)
     subject = span_mask(sweep.batch, spans)
     places = [torch.tensor([p if p is not None else 0 for p in where]) for where in roles.values()]
     masks = [position_mask(sweep.batch, where) for where in places]
@@ -103,7 +103,7 @@ def causal_trace(
         run = cells
         if severed:
             with torch.no_grad(), intervene(model, corrupt):
-                frozen = record(model, task.prompts, branch)
+                frozen = record(model, task.prompts, branch, logits=False)
             held = [[patch(s, frozen[s], positions=m) for s in branch[i:]] for i in range(len(sites)) for m in masks]
             run = [cell + hold for cell, hold in zip(cells, held)]
         base, *restored = Sweep(model, task, under=[corrupt]).values([[], *run])

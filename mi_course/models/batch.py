@@ -6,6 +6,7 @@ Without position_ids, GPT-2 and GPT-Neo number a left-padded row from its paddin
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import LongTensor, Tensor
@@ -46,7 +47,7 @@ class Batch:
         """Real tokens of every row, [B]."""
         return self.mask.sum(-1)
 
-    @property
+    @cached_property
     def last(self) -> LongTensor:
         """Column of the last real token of every row, [B]."""
         return columns_of(self.mask, -1)[:, 0]

@@ -5,7 +5,7 @@ It knows the family's row, pads and numbers prompts correctly, and holds the tap
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -178,13 +178,13 @@ class Model:
             raise ValueError(f"x has shape {tuple(x.shape)}; these prompts need {(*batch.ids.shape, self.d_model)}")
         if not 0 <= layer <= self.n_layers:
             raise ValueError(f"layer {layer} is out of range; {self.name} has residual states 0 to {self.n_layers}")
-        with self._skip_blocks(layer), intervene(self, patch(f"x{layer}", x)):
+        with self.without_blocks(range(layer)), intervene(self, patch(f"x{layer}", x)):
             return self.last_logits(batch, grad) if last else self(batch, grad)
 
     @contextmanager
-    def _skip_blocks(self, layer: int):
-        """Blocks below `layer` return their input."""
-        skipped = self.blocks[:layer]
+    def without_blocks(self, layers: Iterable[int]):
+        """While active, the blocks of these layers are not computed: they return their input."""
+        skipped = [self.blocks[layer] for layer in layers]
         returns_tuple = self.family.name in ("gptj", "gpt_neo")
         for block in skipped:
             block.forward = lambda x, *_, **__: (x, None) if returns_tuple else x

@@ -38,7 +38,8 @@ class Past:
         """Run the prompts once and keep what later partial runs start from."""
         layers = range(model.n_layers)
         sites = [f"{kind}{layer}" for kind in "kv" for layer in layers]
-        cache = record(model, batch, [*sites, *(f"x{layer}" for layer in range(model.n_layers + 1)), *also])
+        sites += [f"x{layer}" for layer in range(model.n_layers + 1)]
+        cache = record(model, batch, [*sites, *also], logits=False)
         x = [cache[f"x{layer}"] for layer in range(model.n_layers + 1)]
         keys, values = [cache[f"k{layer}"] for layer in layers], [cache[f"v{layer}"] for layer in layers]
         return cls(batch, x, keys, values, {site: cache[site] for site in also})

@@ -45,7 +45,7 @@ def record(model, prompts, sites, grad: bool = False, logits: bool = True) -> Ca
 
     prompts: anything `model.tokenize` takes, or a Batch.  sites: strings or Sites, see `models.sites` for shapes.
     grad: keep the graph, so that `torch.autograd.grad(metric(cache.logits), cache["x4"])` is the total derivative.
-    logits: False leaves the unembedding out, about a third of the work in a small model with a large vocabulary.
+    logits: False leaves out what the sites do not need: the blocks above them, and the unembedding.
     Returns a Cache. Raises SiteError for a site that the model does not have.
     """
     batch, wanted = model.tokenize(prompts), parse_sites(sites)
@@ -54,10 +54,24 @@ def record(model, prompts, sites, grad: bool = False, logits: bool = True) -> Ca
     places = {p: (rows, columns_of(batch.mask, p)[:, 0]) for p in {site.position for site in wanted} - {None}}
     taps = [(site.at(None), _Recorder(site, values, places, grad)) for site in dict.fromkeys(wanted)]
     with model.taps.active(taps):
-        output = model(batch, grad=grad) if logits else model.states(batch, grad=grad)
+        if logits:
+            output = model(batch, grad=grad)
+        else:
+            with model.without_blocks(range(max(_blocks_needed(model, site) for site in wanted), model.n_layers)):
+                model.states(batch, grad=grad)
+            output = None
     if not grad:
         _let_go(values)
-    return Cache({str(site): values[str(site)] for site in wanted}, output if logits else None, batch)
+    return Cache({str(site): values[str(site)] for site in wanted}, output, batch)
+
+
+def _blocks_needed(model, site: Site) -> int:
+    """How many blocks have to run until the site has its value."""
+    if site.kind == "feature":
+        return _blocks_needed(model, Site.parse(model.saes[site.sae].site))
+    if site.layer is None:  # the embeddings
+        return 0
+    return site.layer if site.kind == "x" else site.layer + 1
 
 
 def _let_go(values: dict[str, Tensor]) -> None:

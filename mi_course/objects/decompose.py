@@ -68,7 +68,7 @@ def decompose_residual(model, prompts) -> Decomposition:
     sites = ["embed", final] + ["pos"] * has_pos
     sites += [f"{kind}{layer}" for layer in range(L) for kind in ("result", "attn")]
     sites += [f"mlp{layer}.write" for layer in range(L)]
-    cache = record(model, prompts, sites)
+    cache = record(model, prompts, sites, logits=False)
 
     names, writes = ["embed"], [cache["embed"]]
     if has_pos:
@@ -123,7 +123,7 @@ def direct_logit_attribution(model, prompts, tokens, foils=None) -> LogitAttribu
 
 def neuron_writes(model, prompts, layer: int, position: int = -1) -> Tensor:
     """s_j v_j for every neuron of a layer at one position, [B, d_ffn, d]; they sum to the block output - b_out (A9)."""
-    activation = record(model, prompts, [f"neurons{layer}@{position}"])[f"neurons{layer}@{position}"]
+    activation = record(model, prompts, [f"neurons{layer}@{position}"], logits=False)[f"neurons{layer}@{position}"]
     return activation[..., None] * parts.ffn(model, layer).W_out.detach()
 
 

@@ -31,7 +31,8 @@ def direct_contributions(model, prompts, tokens, foils=None) -> Tensor:
     batch, L = model.tokenize(prompts), model.n_layers
     posts = [parts.post_norm(model, layer, "mlp") for layer in range(L)]
     sites = [f"neurons{layer}@-1" for layer in range(L)] + [f"x{L}@-1"]
-    cache = record(model, batch, sites + [f"mlp{layer}@-1" for layer, post in enumerate(posts) if post is not None])
+    sites += [f"mlp{layer}@-1" for layer, post in enumerate(posts) if post is not None]
+    cache = record(model, batch, sites, logits=False)
     W = folded_unembedding(model)[0].T
     u = W[_ids(tokens, "tokens", len(batch), model)]  # [B, d]
     if foils is not None:
@@ -89,7 +90,7 @@ def top_contexts(model, documents: Sequence[str], site, k: int = 6, width: int =
     found = []
     for start in range(0, len(documents), batch_size):
         batch = model.tokenize(documents[start : start + batch_size])
-        values = record(model, batch, [site])[str(site)].masked_fill(~batch.mask.bool(), -torch.inf)
+        values = record(model, batch, [site], logits=False)[str(site)].masked_fill(~batch.mask.bool(), -torch.inf)
         best, where = values.max(1)
         for row, (value, column) in enumerate(zip(best.tolist(), where.tolist(), strict=True)):
             ids = batch.ids[row, : column + 1][batch.mask[row, : column + 1].bool()].tolist()[-width:]

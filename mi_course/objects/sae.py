@@ -421,7 +421,7 @@ def states(model, site: str, documents: Sequence, skip: int = 0, batch_size: int
     found = []
     for batch in batches(model, documents, batch_size):
         keep = batch.mask.bool() & (batch.position_ids >= skip)
-        found.append(record(model, batch, [site])[site].flatten(2)[keep])
+        found.append(record(model, batch, [site], logits=False)[site].flatten(2)[keep])
     return torch.cat(found)
 
 

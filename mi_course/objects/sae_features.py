@@ -103,7 +103,7 @@ def _activations(model, sae: SAE, documents: Sequence, feature: int):
     if sae.site is None:
         raise ValueError("sae.site is not set: say where this SAE reads, for example sae.site = 'x3'")
     for batch in batches(model, documents):
-        a = sae.encode(record(model, batch, [sae.site])[sae.site].flatten(2))[..., feature]
+        a = sae.encode(record(model, batch, [sae.site], logits=False)[sae.site].flatten(2))[..., feature]
         for ids, values, mask in zip(batch.ids.cpu(), a.float().cpu(), batch.mask.bool().cpu(), strict=True):
             yield ids[mask], values[mask]
 

@@ -187,7 +187,7 @@ def _check_width(model, site: str | None, d: int) -> None:
 
     if site is None:
         raise ValueError("site is not known; give site='x4' or the like, so that it can be checked against the model")
-    width = record(model, torch.zeros(1, 1, dtype=torch.long), [site])[site].flatten(2).shape[-1]
+    width = record(model, torch.zeros(1, 1, dtype=torch.long), [site], logits=False)[site].flatten(2).shape[-1]
     if width != d:
         raise ValueError(f"this SAE reads states of width {d}, but '{site}' of {model.name} has width {width}; it "
                          "belongs to another model or site")

@@ -58,7 +58,7 @@ class Transcoder(SAE):
     def features(self, model, prompts) -> Tensor:
         """Activations [B, T, m] on prompts; active interventions apply."""
         site = read_site(model, self.layer)
-        return self.encode(parts.mlp_norm(model, self.layer)(record(model, prompts, [site])[site]))
+        return self.encode(parts.mlp_norm(model, self.layer)(record(model, prompts, [site], logits=False)[site]))
 
     def splice(self, model, positions="all") -> ThroughFFN:
         """The intervention that replaces the FFN by the transcoder, without its error."""
@@ -136,7 +136,7 @@ def states(model, layer: int, documents: Sequence, skip: int = 0, batch_size: in
     read, written = [], []
     for batch in batches(model, documents, batch_size):
         keep = batch.mask.bool() & (batch.position_ids >= skip)
-        cache = record(model, batch, [site, out])
+        cache = record(model, batch, [site, out], logits=False)
         read.append(norm(cache[site][keep]))
         written.append(cache[out][keep])
     return torch.cat(read), torch.cat(written)

@@ -172,7 +172,7 @@ def resampled(model: Model, prompts: Sequence, chosen: Sequence[str], seed: int 
     circle = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))
     donor = torch.empty_like(circle)
     donor[circle] = circle.roll(1)
-    cache = record(model, prompts, list(dict.fromkeys(_whole(site) for site in chosen)))
+    cache = record(model, prompts, list(dict.fromkeys(_whole(site) for site in chosen)), logits=False)
     last, first = cache.batch.last, cache.batch.mask.argmax(-1)
     columns = torch.arange(cache.batch.ids.shape[1]) - last[:, None] + last[donor][:, None]
     columns = columns.clamp(max=cache.batch.ids.shape[1] - 1).maximum(first[donor][:, None])

@@ -283,7 +283,7 @@ def _other_subject(model, task, roles) -> dict:
     if task.corrupted is None:
         return {}
     layers = [f"x{layer}" for layer in range(model.n_layers + 1)]
-    states = mi.record(model, task.prompts, layers)
+    states = mi.record(model, task.prompts, layers, logits=False)
     sweep = causal.Sweep(model, task, on="corrupted")
     base = sweep.measure()
     curves = {}

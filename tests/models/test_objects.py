@@ -268,3 +268,21 @@ def test_sae_features_read_and_write_and_keep_the_error():
             mi.record(model, PROMPTS, "otherF3")
     finally:
         model.saes.clear()
+
+
+@every_family
+def test_without_logits_only_what_the_sites_need_is_run_and_the_values_are_equal(family):
+    model = mi.wrap(random_model(family))  # of its own, for the hooks below
+    everything = mi.record(model, PROMPTS, whole_sites(model))
+    ran = []
+    for layer in range(model.n_layers):
+        module = model.block(layer).get_submodule(model.family.mlp_out)
+        module.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    for site in whole_sites(model):
+        ran.clear()
+        cache = mi.record(model, PROMPTS, [site], logits=False)
+        assert torch.equal(cache[site], everything[site]) and cache.logits is None
+        layer = mi.Site.parse(site).layer
+        needed = 0 if layer is None else layer if site.startswith("x") else layer + 1
+        assert ran == list(range(needed)), site
+    assert torch.equal(mi.record(model, PROMPTS, ["x0"]).logits, everything.logits)  # all blocks run again
