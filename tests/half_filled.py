@@ -1,7 +1,7 @@
 """Half-filled notebooks run from top to bottom: `python -m tests.half_filled [00_pipeline ...]`.
 
-One run per chapter, in this process: the first exercise answered wrongly, the second solved, the third left empty, the
-fourth solved, and so on. (All empty and all solved are the notebooks themselves, which nbval runs.)
+One run per chapter, in a process of its own: the first exercise answered wrongly, the second solved, the third left
+empty, the fourth solved, and so on. (All empty and all solved are the notebooks themselves, which nbval runs.)
 
 At each exercise the process also forks, and the copies try the answers that the run does not take: solved, empty and
 wrong. A copy runs the answer and its check, and then looks whether the session is what the run has: `check` gave back
@@ -11,14 +11,17 @@ copy ends there.
 """
 
 import contextlib
+import gc
+import importlib
 import io
 import json
 import os
 import random
-import subprocess
 import sys
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from mi_course.cli.build import find_masters
@@ -134,36 +137,59 @@ def in_copy(function, *args) -> str:
     return report
 
 
-def run_in_fresh_process(master: Path) -> tuple[Path, float, dict[str, str]]:
-    """Run one chapter as `--one`, in the folder of the chapters."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MI_COURSE_STATIC": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
-    env.pop("MI_COURSE_STRICT", None)
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "tests.half_filled", "--one", str(master)]
-    done = subprocess.run(command, cwd=ROOT / "chapters", env=env, capture_output=True, text=True)
-    if done.returncode:
-        return master, time.perf_counter() - start, {"half-filled": f"the run ended with an error\n{done.stderr}"}
-    return master, time.perf_counter() - start, json.loads(done.stdout.splitlines()[-1])
+def run_in_own_process(masters: list[Path]) -> Iterator[tuple[Path, float, dict[str, str]]]:
+    """Run the chapters in forks of this process, WORKERS at a time: (master, seconds, report) of each as it ends."""
+    waiting, running = list(masters), {}
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < WORKERS:
+                master = waiting.pop(0)
+                report = Path(folder, f"{master.stem}.json")
+                if (pid := os.fork()) == 0:
+                    write_report(master, report)
+                running[pid] = master, time.perf_counter(), report
+            pid, _ = os.wait()
+            master, start, report = running.pop(pid)
+            done = json.loads(report.read_text()) if report.exists() else {"half-filled": "the process died"}
+            yield master, time.perf_counter() - start, done
+
+
+def write_report(master: Path, report: Path) -> None:
+    """Run one chapter in the folder of the chapters, write the report, and end the process."""
+    try:
+        os.chdir(ROOT / "chapters")
+        found = run_chapter(read_master(master))
+    except BaseException:
+        found = {"half-filled": f"the run ended with an error\n{traceback.format_exc()}"}
+    report.write_text(json.dumps(found))
+    os._exit(0)
+
+
+def prepare() -> None:
+    """Once for all chapters: the settings that notebooks run under, and the imports that each of them makes anyway."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MI_COURSE_STATIC": "1", "MPLBACKEND": "agg"}
+    os.environ.pop("MI_COURSE_STRICT", None)
+    sys.path.insert(0, str(ROOT))
+    for name in ("IPython", "torch", "transformers.modeling_utils", "transformers.models.gpt2.modeling_gpt2"):
+        importlib.import_module(name)
+    gc.freeze()  # the forks share these modules
 
 
 def main(names: list[str]) -> int:
-    """Run the named chapters (default: all), two at a time."""
+    """Run the named chapters (default: all)."""
     masters = find_masters(ROOT, names)
     bad = total = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for master, seconds, report in pool.map(run_in_fresh_process, masters):
-            for variant, failure in report.items():
-                if failure:
-                    print(f"{master.stem}: {variant}: {failure}")
-            failed = sum(map(bool, report.values()))
-            print(f"{master.stem}: {seconds:.0f} s, {len(report)} variants, {failed or 'none'} failed", flush=True)
-            total, bad = total + len(report), bad + failed
+    prepare()
+    for master, seconds, report in run_in_own_process(masters):
+        for variant, failure in report.items():
+            if failure:
+                print(f"{master.stem}: {variant}: {failure}")
+        failed = sum(map(bool, report.values()))
+        print(f"{master.stem}: {seconds:.0f} s, {len(report)} variants, {failed or 'none'} failed", flush=True)
+        total, bad = total + len(report), bad + failed
     print(f"{bad} failed, {total - bad} passed" if total else "no chapter to run")
     return 1 if bad or not total else 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(run_chapter(read_master(Path(sys.argv[2])))))
-    else:
-        raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

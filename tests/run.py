@@ -3,7 +3,7 @@
     python tests/run.py              all steps
     python tests/run.py ruff build   some steps
 
-Exit status 1 when any step failed. Notebooks run on two workers of one thread each.
+Exit status 1 when any step failed. Tests and notebooks run on two workers of one thread each.
 """
 
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3"]
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
+BY_TEST = ["-n", "2", "--dist", "worksteal"]  # the tests of all exercises stand in one file
 NBVAL = [*PYTEST, *PARALLEL, "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "MI_COURSE_PROGRESS": "off", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
@@ -35,7 +36,7 @@ STEPS = [
     Step("ruff", [sys.executable, "-m", "ruff", "check", "."]),
     Step("build", [sys.executable, "-m", "mi_course", "build", "--check"]),
     Step("unit", [*PYTEST, *PARALLEL, "tests", "--ignore=tests/exercises"]),
-    Step("exercises", [*PYTEST, *PARALLEL, "tests/exercises"]),
+    Step("exercises", [*PYTEST, *BY_TEST, "tests/exercises"]),
     Step("chapters", [*NBVAL, "chapters"]),
     Step("solutions", [*NBVAL, "solutions"], {"MI_COURSE_STRICT": "1"}),
     Step("half-filled", [sys.executable, "-m", "tests.half_filled"]),
