@@ -358,8 +358,8 @@ assert abs(outcome["significant, mid-list"][0]) < 0.3 * abs(outcome["difference 
 #
 # $$p_k = P(s_j > 0 \mid \text{language } k), \qquad q_k = p_k / \textstyle\sum_i p_i, \qquad \mathrm{LAPE}_j = -\sum_k q_k \log q_k$$
 #
-# An entropy: 0 when the neuron is on in one language alone, $\log K$ when it does not care. (In a gated FFN the released code counts gate
-# > 0; chapter 03 showed that this is another ranking.)
+# An entropy: 0 when the neuron is on in one language alone, $\log K$ when it does not care. (In a gated FFN the released code counts
+# gate > 0; chapter 03 showed that this is another ranking.)
 
 # %% [markdown] exercise="magnitude.lape" difficulty=3 minutes=9
 # ### Exercise: LAPE
