@@ -366,7 +366,7 @@ choose_strength = check("steering.choose_strength", choose_strength)
 claims, sides = steering_task("agree", "train"), {}
 for split in ("validation", "test"):
     e = bakeoff.exam(model, "agree", split, 0)
-    at = {s: e.mark(model, STEERERS["mean difference"](model, claims, s)) for s in (1.0, 2.0, 4.0)}
+    at = {s: e.mark(model, STEERERS["mean difference"](model, claims, s)) for s in (2.0, 4.0)}
     sides[split] = {s: score(e.before, m["success"], m["kept"], m["fluency"]) for s, m in at.items()}
     assert all(abs(sides[split][s] - m["score"]) < 1e-6 for s, m in at.items())
     print(f"{split:10}", "  ".join(f"{s:g}: {x:.2f}" for s, x in sides[split].items()))
@@ -382,13 +382,13 @@ assert strength == row["strength"] and abs(reported - row["score"]) < 0.02
 #
 # ## 6. The bake-off
 # All steerers, five behaviours, the same prompts. Whatever is trained gets 40 steps of 16 prompts, with terms that keep other text as it is.
-# Strength is chosen on validation, all below is test, means over prompt seeds. "Nothing" and "random direction" are the controls. The rows were
+# Strength is chosen on validation, all below is test, means over prompt seeds (which differ in prompts and, in "move", landmarks). "Nothing" and "random direction" are the controls. The rows were
 # computed by `python -m mi_course.world.bakeoff`.
 
 # %% label="bakeoff"
 rows = bakeoff.stored()
 table = bakeoff.summary(rows)
-seeds = sorted({row["seed"] for row in rows})
+seeds = {b: len({row["seed"] for row in rows if row["behaviour"] == b}) for b in behaviours()}
 cells = []
 for line in table:
     error = "" if line["score_error"] is None else f" +- {line['score_error']:.2f}"
@@ -406,7 +406,7 @@ columns = [
     "seconds to make",
     "bytes changed",
 ]
-print(len(rows), "rows, prompt seeds", seeds)
+print(len(rows), "rows; prompt seeds by behaviour:", seeds)
 Table(
     cells,
     [line["steerer"] for line in table],
@@ -471,10 +471,10 @@ assert min(cell["ROME", "move"], cell["MEMIT", "move"]) > 0.7
 # What the table says, on this model:
 #
 # - **Training wins.** Changes of weights, masked or low-rank or all of them, lead on nearly every behaviour, and with ReFT (a trained edit of two states, 8 kB)
-#   they are the only ones that do all five well. They need the most time, and weights need 1,000 to 10,000 times the bytes of a vector.
+#   they are the only ones that do all five well. They need the most time, and weights need about 1,000 to 10,000 times the bytes of a vector.
 # - **On refusing, a vector is as good**, in a tenth of the time and 512 bytes. Refusal is one direction in this model (chapter 00), and the behaviour is
 #   exactly that direction.
-# - **For facts, closed forms are as good as training.** ROME and MEMIT (chapter 13) move the landmarks in seconds. They are made for this and can do nothing else.
+# - **For facts, closed forms are nearly as good as training.** ROME and MEMIT (chapter 13) move the landmarks in seconds. They are made for this and can do nothing else.
 # - **A bias on one logit beats every vector on "agree".** Where the answer is one word, nothing needs to be known about the inside.
 #   The same bias is helpless where the word depends on the prompt.
 # - **Vectors cannot move facts.** One direction, the same for all prompts, cannot say eight different cities. This is a limit of the form of the method, not
@@ -482,7 +482,7 @@ assert min(cell["ROME", "move"], cell["MEMIT", "move"]) > 0.7
 # - **A condition pays where a detector can tell.** The conditional vector is the same vector behind a detector: better on "agree", whose prompts look like
 #   no other, and worse on "he", where the detector would have to tell doctors from nurses.
 # - **Prompting is only as good as the world's own words for it.** It wins AxBench, where models have been trained to follow instructions. `lab` knows one
-#   tag, for languages; examples put before the prompt do nothing but harm here. Do not carry this row over to large models.
+#   tag, for languages; examples put before a prompt help little here and harm other domains. Do not carry this row over to large models.
 #
 # Which methods need to be considered at all? One that costs more and scores less than another need not.
 
