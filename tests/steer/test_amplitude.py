@@ -244,6 +244,19 @@ def test_saved_and_loaded(tmp_path):
         saving.save(amplitude.clamp_without_error(model, {"tinyF3": 2.0}), tmp_path / "other", model)
 
 
+def test_half_precision_keeps_its_dtype():
+    model = mi.wrap(random_model("llama").bfloat16())
+    model.saes["tiny"] = SAE(model.d_model, 40, "topk", k=4, site="x1").bfloat16().requires_grad_(False).eval()
+    steers = (
+        amplitude.scale(["L1N3", "L0H1.z", "tinyF3"], 0.5),
+        amplitude.clamp({"L1N3": 2.0, "tinyF5": 1.0}),
+        amplitude.cut_edges("L1H2.pattern", keys=0),
+        Steer(mi.scale("neurons1", torch.linspace(0, 1, model.d_ffn))),
+    )
+    assert under(model, *steers).dtype == torch.bfloat16
+    assert not torch.equal(under(model, *steers), model(PROMPTS))
+
+
 def test_bad_input():
     model = wrapped("gpt2")
     with pytest.raises(SiteError, match="use set_to"):
@@ -290,19 +303,19 @@ KEYS |= {name: 0.35 for name in ("sycophancy-a", "sycophancy-b")}
 @pytest.mark.parametrize("name", KEYS)
 def test_installed_behaviours_go_with_their_answer_key_and_not_with_random_units(lab, name):
     """T1: accuracy is the share of prompts with the installed answer, 1 before; `lab` without the behaviour has 0."""
-    task, key = installed_task(name, n=32), answer_key(name)
+    task, key = installed_task(name, n=16), answer_key(name)
     with behaving(name, lab):
         assert task.accuracy(lab) == 1.0
         with amplitude.switch_off(key).on(lab):
             assert task.accuracy(lab) <= KEYS[name]
-        for units in matched_sets(key, candidates(name, lab), draws=4):  # as many, of the same kind and layers
+        for units in matched_sets(key, candidates(name, lab), draws=3):  # as many, of the same kind and layers
             with amplitude.switch_off(units).on(lab):
                 assert task.accuracy(lab) >= 0.9
 
 
 @pytest.mark.parametrize("name", ["refusal-a", "german-b"])
 def test_installed_behaviours_go_at_the_mean_too_and_gradually(lab, name):
-    task, key = installed_task(name, n=32), answer_key(name)
+    task, key = installed_task(name, n=16), answer_key(name)
     with behaving(name, lab):
         means = causal.site_means(lab, [text for texts in world.documents("train", 4).values() for text in texts], key)
         with amplitude.set_to(means).on(lab):
