@@ -244,7 +244,7 @@ assert found[0] < 0 < found[1] and found[2] < 0 < null.min() and by_key < 0 and 
 
 # %% [markdown]
 # One neuron is enough, and it is not in the key. The second one brings the German answer back, five remove it again: effects of single neurons do not add up. And from the second on they have a price: the worst other task falls to 0.55 with two
-# and to 0.25 with ten. The five of the key, at places 7 to 13 of the ranking, remove the behaviour for nothing. A ranking by effect says what matters for the answer, not what was installed.
+# and to 0.25 with ten. The five of the key, at places 7 to 13 of the ranking, remove the behaviour at no price. A ranking by effect says what matters for the answer, not what was installed.
 #
 # The band says the rest: fifty random neurons of the same layers do nothing. Without it one could not tell whether fifty is many.
 #
