@@ -118,13 +118,15 @@ def optimise_deltas(
     delta = torch.zeros_like(v, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=learning_rate)
     push = edit(site, lambda value: value + delta[owner][:, None], where)
-    for _ in range(steps):
+    for step in range(steps):
         with intervene(model, push):
             log_p = model.last_logits(batch, grad=True).float().log_softmax(-1)
         nll = -log_p[:m].gather(-1, targets[:, None]).unflatten(0, (-1, per_fact)).mean(1)
         moved = (before.exp() * (before - log_p[m:])).sum()
         loss = nll.sum() + decay * (delta / size).square().sum() + kl * moved
         (delta.grad,) = torch.autograd.grad(loss, delta)  # of delta alone: the weights collect no gradients
+        if step == 0 and (delta.grad == 0).all(-1).any():
+            raise ValueError(f"site {site}: at the subject it does not reach the answer; choose a lower layer")
         optimiser.step()
         with torch.no_grad():
             delta.mul_((clamp * size / delta.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1))
@@ -194,7 +196,8 @@ def ridge_update(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, lam: float) 
         )
     if not lam > 0:
         raise ValueError(f"lam is {lam}; give a positive number, the weight of ordinary text against the facts")
-    return torch.linalg.solve(lam * C + K.T @ K, K.T @ R)
+    G = torch.linalg.solve(C, K.T)  # C^-1 K^T; the same D as above by the matrix inversion lemma, stable for small lam
+    return G @ torch.linalg.solve(lam * torch.eye(len(K)).to(G) + K @ G, R)
 
 
 def memit(

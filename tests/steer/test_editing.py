@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 
 import mi_course as mi
+from mi_course import world
 from mi_course.steer import editing
 from mi_course.steer.editing import rank_one_update
 from mi_course.world import compiled
-from tests.families import random_model
+from tests.families import FAMILIES, random_model
 
 
 def problem(seed=0, d_in=6, d_out=4):
@@ -110,3 +112,119 @@ def test_covariance_is_that_of_the_real_tokens():
     assert torch.allclose(C, keys.T @ keys / 6, atol=1e-5)
     ridged = editing.key_covariance(model, documents, 1, ridge=0.5)
     assert torch.allclose((ridged - C).diagonal(), 0.5 * C.diagonal().mean().expand(len(C)), atol=1e-5)
+
+
+# --- MEMIT -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_ridge_update_is_the_least_squares_solution_of_the_stacked_system():
+    W, _, C, _, _ = problem()
+    g = torch.Generator().manual_seed(1)
+    K, R = (torch.randn(3, n, generator=g, dtype=torch.float64) for n in W.shape)
+    for lam in (0.1, 10.0):
+        # |K D - R|^2 + lam tr(D^T C D) = |[K; sqrt(lam) L^T] D - [R; 0]|^2 with C = L L^T
+        root = np.sqrt(lam) * np.linalg.cholesky(C.numpy()).T
+        stacked, wanted = np.vstack([K.numpy(), root]), np.vstack([R.numpy(), np.zeros((len(root), R.shape[1]))])
+        expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
+        assert np.allclose(editing.ridge_update(K, R, C, lam).numpy(), expected, atol=1e-10)
+
+
+def test_one_fact_and_no_ridge_is_the_rank_one_update():
+    W, _, C, key, value = problem()
+    expected = rank_one_update(W, C, key, value)
+    distances = [
+        (editing.ridge_update(key[None], (value - key @ W)[None], C, lam) - expected).abs().max().item()
+        for lam in (1.0, 1e-3, 1e-9)
+    ]
+    assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-8
+
+
+def test_the_ridge_update_says_what_it_needs():
+    W, _, C, key, value = problem()
+    with pytest.raises(ValueError, match=r"give \[n, d_in\]"):
+        editing.ridge_update(key, value, C, 1.0)
+    with pytest.raises(ValueError, match="positive"):
+        editing.ridge_update(key[None], value[None], C, 0.0)
+
+
+FACTS = [[[3, 4, 5, 6]], [[9, 8, 7]]], [[3], [2]]
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gemma2"])
+def test_memit_writes_what_is_lacking_and_touches_nothing_else(family):
+    model = mi.wrap(random_model(family))
+    (prompts, positions), layers = FACTS, [0, 1]
+    documents = [[3, 4, 5, 6], [9, 8, 7], [1, 2, 3, 4, 5]]
+    C = {layer: editing.key_covariance(model, documents, layer) for layer in layers}
+    before = {name: p.clone() for name, p in model.hf.named_parameters()}
+    delta, state = editing.optimise_deltas(model, prompts, positions, [17, 23], "x2")
+    edit = editing.memit(model, prompts, positions, [17, 23], layers, C, lam=1e-6)
+    assert len(edit.deltas) == 2
+    assert all(torch.equal(before[name], p) for name, p in model.hf.named_parameters())
+    with edit.on(model):
+        now = torch.stack([mi.record(model, p, ["x2"])["x2"][0, w[0]] for p, w in zip(prompts, positions)])
+        changed = [n for n, p in model.hf.named_parameters() if not torch.equal(before[n], p)]
+    assert set(changed) == set(edit.deltas)  # every weight outside the edited matrices keeps its bits
+    lacking = (state + delta - now).norm(dim=-1) / delta.norm(dim=-1)
+    assert (lacking < 0.35).all()  # the last layer writes the rest; the norm before its FFN makes it nearly exact
+
+
+def test_memit_in_one_layer_is_rome_to_the_same_value():
+    model = mi.wrap(random_model("gpt2"))
+    prompts, positions = [FACTS[0][0]], [FACTS[1][0]]
+    C = {1: editing.key_covariance(model, [[3, 4, 5, 6], [9, 8, 7], [1, 2, 3, 4, 5]], 1)}
+    delta, _ = editing.optimise_deltas(model, prompts, positions, [17], "x2")
+    written = mi.record(model, prompts[0], ["mlp1"])["mlp1"][0, positions[0][0]]
+    key = editing.keys_at(model, prompts, positions, 1)[0]
+    rome = editing.rank_one_edit(model, 1, key, written + delta[0], C[1])
+    memit = editing.memit(model, prompts, positions, [17], [1], C, lam=1e-7)
+    (name,) = rome.deltas
+    assert torch.allclose(memit.deltas[name], rome.deltas[name], atol=1e-3 * rome.deltas[name].abs().max().item())
+
+
+def test_memit_refuses_a_norm_after_the_ffn_and_rome_does_not_mind():
+    model = mi.wrap(random_model("gemma2"))
+    C = editing.key_covariance(model, [[3, 4, 5, 6], [9, 8, 7]], 0)
+    with pytest.raises(ValueError, match="use rome"):
+        editing.memit(model, *FACTS, [17, 23], [0], {0: C})
+    edit = editing.rome(model, FACTS[0][0], FACTS[1][0], 17, 0, C)
+    prompt = FACTS[0][0][0]
+    with edit.on(model):
+        after = model.last_logits([prompt]).log_softmax(-1)[0, 17]
+    assert after > model.last_logits([prompt]).log_softmax(-1)[0, 17]
+
+
+def test_the_essence_term_holds_the_continuation_of_its_prompt():
+    model = mi.wrap(random_model("gpt2"))
+    prompts, positions, essence = [[[3, 4, 5, 6]]], [[1]], ([[3, 4, 11]], [1])
+
+    def moved(kl):
+        delta, _ = editing.optimise_deltas(
+            model, prompts, positions, [17], "mlp0", essence=essence, kl=kl, decay=0.0, steps=40
+        )
+        base = model.last_logits([[3, 4, 11]]).log_softmax(-1)
+        with mi.intervene(model, mi.edit("mlp0", lambda v: v + delta[0], positions=1)):
+            now = model.last_logits([[3, 4, 11]]).log_softmax(-1)
+        return (base.exp() * (base - now)).sum().item()
+
+    assert moved(10.0) < 0.5 * moved(0.0)
+    with pytest.raises(ValueError, match="essence"):
+        editing.optimise_deltas(model, prompts, positions, [17], "mlp0", essence=([], []))
+
+
+def test_a_state_that_cannot_reach_the_answer_is_refused():
+    model = mi.wrap(random_model("llama"))
+    with pytest.raises(ValueError, match="choose a lower layer"):
+        editing.optimise_deltas(model, [[[3, 4, 5, 6]]], [[1]], [17], f"x{model.n_layers}")
+
+
+def test_shipped_moments_are_those_of_the_documents_and_of_no_other_model():
+    model = mi.load("lab")
+    C = editing.second_moments(model)
+    assert len(C) == model.n_layers and all(torch.equal(c, c.T) for c in C)
+    assert all(torch.linalg.eigvalsh(c)[0] > 0 for c in C)
+    few = [text for own in world.documents("train", 4).values() for text in own]
+    own = editing.key_covariance(model, few, 0)
+    assert torch.nn.functional.cosine_similarity(own.flatten(), C[0].flatten(), dim=0) > 0.95
+    with pytest.raises(ValueError, match="key_covariance"):
+        editing.second_moments(mi.wrap(random_model("gpt2")))
