@@ -124,9 +124,9 @@ def optimise_deltas(
         nll = -log_p[:m].gather(-1, targets[:, None]).unflatten(0, (-1, per_fact)).mean(1)
         moved = (before.exp() * (before - log_p[m:])).sum()
         loss = nll.sum() + decay * (delta / size).square().sum() + kl * moved
-        (delta.grad,) = torch.autograd.grad(loss, delta)  # of delta alone: the weights collect no gradients
-        if step == 0 and (delta.grad == 0).all(-1).any():
+        if step == 0 and (torch.autograd.grad(nll.sum(), delta, retain_graph=True)[0] == 0).all(-1).any():
             raise ValueError(f"site {site}: at the subject it does not reach the answer; choose a lower layer")
+        (delta.grad,) = torch.autograd.grad(loss, delta)  # of delta alone: the weights collect no gradients
         optimiser.step()
         with torch.no_grad():
             delta.mul_((clamp * size / delta.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1))
@@ -226,7 +226,7 @@ def memit(
             f"{model.family.name} has a norm between FFN and stream; MEMIT needs writes that add: use rome"
         )
     layers = sorted(layers)
-    C = {layer: second_moments(model)[layer] for layer in layers} if C is None else C
+    C = second_moments(model) if C is None else C
     after = f"x{layers[-1] + 1}"
     delta, state = optimise_deltas(model, prompts, positions, targets, after, **options)
     deltas: dict[str, torch.Tensor] = {}
@@ -261,9 +261,14 @@ def second_moments(model) -> list[torch.Tensor]:
     ValueError for other models: compute theirs with `key_covariance` on documents of yours.
     """
     name = f"{model.name}/moments.safetensors"
-    if name not in assets.manifest() or assets.manifest()[name]["fingerprint"] != model.fingerprint():
+    if name not in assets.manifest():
         raise ValueError(
-            f"C: no second moments are shipped for this {model.name!r}; give C=key_covariance(model, documents, layer)"
+            f"C: no second moments are shipped for {model.name!r}; give C=key_covariance(model, documents, layer)"
+        )
+    if assets.manifest()[name]["fingerprint"] != model.fingerprint():
+        raise ValueError(
+            f"C: the shipped second moments are those of the unedited {model.name!r}, and these weights are others. "
+            "While an edit is active, fetch them before it: C = second_moments(model)"
         )
     return [unpacked(packed) for _, packed in sorted(load_file(assets.path(name)).items())]
 

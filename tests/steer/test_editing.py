@@ -4,7 +4,7 @@ import torch
 
 import mi_course as mi
 from mi_course import world
-from mi_course.steer import editing
+from mi_course.steer import WeightEdit, editing
 from mi_course.steer.editing import rank_one_update
 from mi_course.world import compiled
 from tests.families import FAMILIES, random_model
@@ -53,7 +53,7 @@ def test_shapes_are_checked():
         rank_one_update(W, C, key, key)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_edited_ffn_writes_the_value_at_its_key(family):
     model = mi.wrap(random_model(family))
     prompts, positions, layer = [[[3, 4, 5, 6]], [[9, 8, 7]]], [[2], [1]], 0
@@ -215,7 +215,7 @@ def test_the_essence_term_holds_the_continuation_of_its_prompt():
 def test_a_state_that_cannot_reach_the_answer_is_refused():
     model = mi.wrap(random_model("llama"))
     with pytest.raises(ValueError, match="choose a lower layer"):
-        editing.optimise_deltas(model, [[[3, 4, 5, 6]]], [[1]], [17], f"x{model.n_layers}")
+        editing.optimise_deltas(model, [[[3, 4, 5, 6]]], [[1]], [17], f"x{model.n_layers}", essence=([[3, 4]], [1]))
 
 
 def test_shipped_moments_are_those_of_the_documents_and_of_no_other_model():
@@ -228,3 +228,7 @@ def test_shipped_moments_are_those_of_the_documents_and_of_no_other_model():
     assert torch.nn.functional.cosine_similarity(own.flatten(), C[0].flatten(), dim=0) > 0.95
     with pytest.raises(ValueError, match="key_covariance"):
         editing.second_moments(mi.wrap(random_model("gpt2")))
+    name = "transformer.h.0.mlp.c_proj.weight"
+    with WeightEdit({name: torch.ones_like(model.hf.get_parameter(name))}).on(model):
+        with pytest.raises(ValueError, match="While an edit is active"):
+            editing.second_moments(model)
