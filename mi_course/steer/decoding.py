@@ -16,15 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mi_course.locate.projection import jensen_shannon
 from mi_course.models import Site
 
 IMPLAUSIBLE = -1000.0  # the authors' value for tokens below the bar; finite, so that a loss stays finite
-
-
-def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two distributions, given by their logarithms [..., V]; nats."""
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
-    return sum((log_x.exp() * (log_x - log_m)).sum(-1) for log_x in (log_p, log_q)) / 2
 
 
 def contrast(final: Tensor, early: Tensor, alpha: float = 0.1, strength: float = 1.0) -> Tensor:
@@ -32,7 +27,7 @@ def contrast(final: Tensor, early: Tensor, alpha: float = 0.1, strength: float =
 
     log q_L - strength * log q_M among the plausible tokens, IMPLAUSIBLE elsewhere.
     """
-    farthest = jensen_shannon(final[None], early).argmax(0)  # [...]
+    farthest = jensen_shannon(final.exp()[None], early.exp()).argmax(0)  # [...]
     chosen = early.gather(0, farthest[None, ..., None].expand_as(early[:1]))[0]
     bar = final.amax(-1, keepdim=True) + torch.log(torch.tensor(float(alpha)))
     return (final - strength * chosen).masked_fill(final < bar, IMPLAUSIBLE)
