@@ -714,24 +714,21 @@ assert 0 < share < 1
 
 # %% label="scoreboard" tags=["nbval-check-output"]
 table = {}
+columns = ("exact, noising", "exact, denoising", "EAP", "EAP-IG")
+print("edges found + false " + "".join(f"{name:>17}" for name in columns))
 for make in (compiled.mediation, compiled.induction, compiled.and_gate, compiled.or_gate, compiled.saturated):
     c = make()
     m = c.wrap()
     both = [ablate_edges(m, c.task, kind=kind) for kind in ("noising", "denoising")]
     truth = {e for e in c.edges if max(abs(b[e]) for b in both) > 1e-3}
-    methods = {
-        "exact, noising": both[0],
-        "exact, denoising": both[1],
-        "EAP": eap.eap(m, c.task),
-        "EAP-IG": eap.eap_ig(m, c.task, steps=20),
-    }
+    methods = dict(zip(columns, [*both, eap.eap(m, c.task), eap.eap_ig(m, c.task, steps=20)]))
     table[c.name], cells = {}, []
     for name, found in methods.items():
         bar = max(0.01 * abs(found.values).max(), 1e-3)
         seen = {e for e, v in zip(found.sites, found.values) if abs(v) > bar}
         table[c.name][name] = len(seen & truth) / len(truth)
-        cells.append(f"{name} {len(seen & truth)} + {len(seen - truth)}")
-    print(f"{c.name:10} {len(truth)} true; found + false: " + ", ".join(cells))
+        cells.append(f"{len(seen & truth)} + {len(seen - truth)}")
+    print(f"{c.name:12}of {len(truth)}    " + "".join(f"{cell:>17}" for cell in cells))
 assert table["saturated"]["EAP"] < table["saturated"]["EAP-IG"] == 1.0
 assert table["or_gate"]["exact, noising"] < 1.0 == table["or_gate"]["exact, denoising"]
 assert table["or_gate"]["EAP"] < 1.0 == table["or_gate"]["EAP-IG"]
