@@ -189,11 +189,14 @@ def score_each(model: Model, facts: Sequence[Fact], edits: Sequence[WeightEdit])
 
 # --- what is stored -------------------------------------------------------------------------------------------------
 def single(model: Model, n: int = 100) -> dict:
-    """n edits, one at a time, with three controls: another fact's key, C = 1, no edit."""
+    """n edits, one at a time, with three controls: another fact's key, C = 1, no edit.
+
+    by shared word: neighbours kept under ROME, by the word that their subject shares with the edited one.
+    """
     facts = known_facts(model, "test", n)
-    started = time.perf_counter()
+    started = time.process_time()
     edits = [solve(model, [fact])[0] for fact in facts]
-    seconds = (time.perf_counter() - started) / len(facts)
+    seconds = (time.process_time() - started) / len(facts)
     layer, asked = LAYER, _asked(facts)
     values = editing.optimise_values(model, targets=[f.new for f in facts], layer=layer, decay=DECAY, **asked)
     keys = editing.keys_at(model, asked["prompts"], asked["positions"], layer).roll(1, 0)
@@ -201,12 +204,29 @@ def single(model: Model, n: int = 100) -> dict:
     wrong = [editing.rank_one_edit(model, layer, key, value, C) for key, value in zip(keys, values)]
     return {
         "facts": len(facts),
-        "seconds an edit": round(seconds, 2),
+        "CPU seconds an edit": round(seconds, 2),
         "ROME": score_each(model, facts, edits),
+        "by shared word": by_shared_word(model, facts, edits),
         "key of another fact": score_each(model, facts, wrong),
         "C = 1": score_each(model, facts, solve(model, facts, C=torch.eye(len(C)))),
         "no edit": score_each(model, facts, [WeightEdit({})] * len(facts)),
     }
+
+
+def by_shared_word(model: Model, facts: Sequence[Fact], edits: Sequence[WeightEdit]) -> dict[str, tuple[int, int]]:
+    """(kept, asked) of the neighbours whose subject has the first word, the last word or no word of the edited one."""
+    counts = {"first": [0, 0], "last": [0, 0], "none": [0, 0]}
+    for fact, edit in zip(facts, edits):
+        first, last = fact.subject.split()
+        prompts, answers = zip(*fact.neighbours)
+        with edit.on(model):
+            kept = (next_words(model, prompts) == torch.tensor(answers)).tolist()
+        for prompt, right in zip(prompts, kept):
+            words = prompt.split()
+            group = counts["last" if last in words else "first" if first in words else "none"]
+            group[0] += right
+            group[1] += 1
+    return {name: tuple(count) for name, count in counts.items()}
 
 
 def layers(model: Model, n: int = 40) -> dict:
