@@ -725,9 +725,9 @@ for k in known:
         s = method(small, k.task, sites)
         s = replace(s, values=s.values.round(2))  # less than 0.01 is rounding error, and would rank
         board[name].append(s.against(truth_sites)["auroc"])
-print(" " * 22 + "".join(f"{k.name:>14}" for k in known))
+print(" " * 20 + "".join(f"  {k.name}" for k in known))
 for name, row in board.items():
-    print(f"{name:22}" + "".join(f"{value:14.2f}" for value in row))
+    print(f"{name:20}" + "".join(f"{value:{len(k.name) + 2}.2f}" for k, value in zip(known, row)))
 assert board["gradient x input"][2] < 1 and board["IG from the twin"][2] == 1
 
 # %% [markdown]
