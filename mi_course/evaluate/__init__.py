@@ -3,7 +3,7 @@
 from .dose_response import DoseResponse, breakdown_point, dose_response
 from .fluency import Fluency, fluency
 from .side_effects import SideEffects, document_loss, identity, kl_to_base, side_effect_matrix
-from .statistics import Effect, NullBand, effect, null_band, wilson
+from .statistics import Effect, NullBand, effect, null_band, rank_correlation, shuffled_correlation, wilson
 from .steering import SteeringReport, harmonic_mean, matched_null, steering_report, steering_score
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "kl_to_base",
     "matched_null",
     "null_band",
+    "rank_correlation",
+    "shuffled_correlation",
     "side_effect_matrix",
     "steering_report",
     "steering_score",

@@ -50,6 +50,7 @@ def adapters(model: Model, names: Sequence[str], rank: int, alpha: float, seed: 
             setattr(model.hf.get_submodule(parent), leaf, module)
         for parameter, flag in asked:
             parameter.requires_grad_(flag)
+        vars(model.hf).pop("peft_config", None)  # left there by peft, which would warn the next time
 
 
 def lora(
