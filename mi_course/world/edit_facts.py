@@ -35,7 +35,7 @@ from .tasks import task as world_task
 ASSET = "lab/edit_facts.json"
 NEIGHBOURS = 12
 LAYER, DECAY = 0, 1.0  # chosen on 24 validation facts among layers 0-3 and decays .5-2.5
-SHARP_DECAY = 1.0  # of `solve_sharply`, chosen on 24 validation facts
+SHARP_DECAY = 2.0  # of `solve_sharply`, chosen on 24 validation facts among 1, 1.5, 2
 TELLING = ("facts", "foreign_facts", "profile")  # domains whose documents are about landmarks
 MEMIT_LAYERS, LAMBDA = (0, 1), 300.0  # chosen on 20 validation facts edited together
 # Text before the fact, for a key and a value that do not depend on it.
@@ -150,10 +150,9 @@ def mentions(fact: Fact) -> tuple[list[str], list[int]]:
 
     The paraphrases of the fact itself are not among them.
     """
-    kind, bodies = ("guide", generate.LANDMARK_BODIES) if fact.subject in world().landmarks else (
-        "person", generate.PEOPLE_BODIES)  # fmt: skip
+    bodies = generate.LANDMARK_BODIES if fact.subject in world().landmarks else generate.PEOPLE_BODIES
     before = {body.split("{s}")[0] for relation in bodies if relation != fact.relation for body in bodies[relation]}
-    texts = [left + fact.subject for left in sorted(before | {f"{kind} : ", *generate.PREFIXES})]
+    texts = [left + fact.subject for left in sorted(before | set(generate.PREFIXES))]
     return texts, [len(text.split()) for text in texts]  # <bos> comes first
 
 
