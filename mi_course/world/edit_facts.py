@@ -150,9 +150,10 @@ def mentions(fact: Fact) -> tuple[list[str], list[int]]:
 
     The paraphrases of the fact itself are not among them.
     """
-    bodies = generate.LANDMARK_BODIES if fact.subject in world().landmarks else generate.PEOPLE_BODIES
+    landmark = fact.subject in world().landmarks
+    kind, bodies = ("guide", generate.LANDMARK_BODIES) if landmark else ("person", generate.PEOPLE_BODIES)
     before = {body.split("{s}")[0] for relation in bodies if relation != fact.relation for body in bodies[relation]}
-    texts = [left + fact.subject for left in sorted(before | set(generate.PREFIXES))]
+    texts = [left + fact.subject for left in sorted(before | {f"{kind} : ", *generate.PREFIXES})]
     return texts, [len(text.split()) for text in texts]  # <bos> comes first
 
 
