@@ -19,11 +19,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from .. import assets
-from ..evaluate.side_effects import document_loss
+from ..evaluate import document_loss, rank_correlation
 from ..locate.tracing import causal_trace
 from ..models import Model, load
 from ..objects import Task
@@ -296,15 +295,12 @@ def layers(model: Model, n: int = 40) -> dict:
         edits = solve(model, facts, layer)
         success[layer] = torch.stack([_says(model, fact, edit) for fact, edit in zip(facts, edits)])
 
-    def rho(a, b) -> float:
-        return float(spearmanr(a, b).statistic)
-
-    within = torch.tensor([rho(effects[:, i], success[:, i]) for i in range(len(facts))])
+    within = torch.tensor([rank_correlation(effects[:, i], success[:, i]) for i in range(len(facts))])
     return {
         "effect": effects.mean(1).tolist(),
         "success": success.mean(1).tolist(),
-        "over facts": [rho(a, b) for a, b in zip(effects[:-1], success[:-1])],
-        "over layers": rho(effects.mean(1), success.mean(1)),
+        "over facts": [rank_correlation(a, b) for a, b in zip(effects[:-1], success[:-1])],
+        "over layers": rank_correlation(effects.mean(1), success.mean(1)),
         "within facts": float(within.nanmean()),
     }
 

@@ -153,6 +153,6 @@ def test_what_cannot_be_used_is_said_clearly(quick, tmp_path, capsys, where, mes
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_the_only_kind_is_localizers(capsys):
+def test_an_unknown_kind_is_refused(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["benchmark", "steerers"])
+        cli.main(["benchmark", "probes"])

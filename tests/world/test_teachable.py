@@ -1,5 +1,7 @@
 """The parts of the measures that can be checked without a trained model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def test_random_neurons_match_count_and_layers():
     assert teachable._by_layer(Model, drawn) == [1, 0, 3]
     (first, second) = teachable._zero_neurons(Model, sites)
     assert [str(s) for s in first.sites + second.sites] == ["neurons0", "neurons2"]
-    kept = second.transform(torch.ones(1, 1, 40), None)
+    kept = second.transform(torch.ones(1, 1, 40), SimpleNamespace(axis=1))  # positions on axis 1
     assert (kept == 0).nonzero()[:, -1].tolist() == [4, 5, 6]
 
 
