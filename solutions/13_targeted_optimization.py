@@ -121,7 +121,7 @@ second_moment = check("editing.second_moment", second_moment)
 # Now the whole edit, in ten lines. The value is the only thing that is searched for: `optimise_values` adds a vector to what the FFN writes at the
 # subject and moves it, by Adam, until the model says the new word; its length is punished and capped.
 
-# %% label="ten_lines" tags=["nbval-check-output"]
+# %% label="ten_lines"
 layer = 0
 texts = [text for own in world.documents("train", 6).values() for text in own]
 cache = mi.record(model, texts, [f"neurons{layer}"])
