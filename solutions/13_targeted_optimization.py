@@ -28,6 +28,7 @@ import torch
 
 import mi_course as mi
 from mi_course import world
+from mi_course.evaluate import rank_correlation
 from mi_course.evaluate.localizers import random_rankings
 from mi_course.evaluate.side_effects import document_loss, kl_to_base
 from mi_course.locate import causal
@@ -35,6 +36,7 @@ from mi_course.models import weights
 from mi_course.steer import WeightEdit, editing, gates, interventions, training
 from mi_course.steer.registry import bytes_of
 from mi_course.teach import Question, check, curves, quiz, show
+from mi_course.world import edit_facts
 from mi_course.world.behaviours import BEHAVIOURS
 from mi_course.world.installed import read
 from mi_course.world.installed_tasks import answer_key, installed_task
@@ -385,6 +387,39 @@ assert sweep[1000.0][2] > sweep[1.0][2] + 0.3 and sweep[10000.0][0] < 0.2
 # the overlap away, not all. $\lambda$ moves along a trade-off: from all facts and few neighbours to all neighbours and no facts. There is no
 # value that has both: the limit is the model's (512 neurons and much alike keys), not the algorithm's.
 #
+# These samples are small. The long measurement is stored, and `python -m mi_course.world.edit_facts` makes it again: 100 facts, 12 neighbours each, all of
+# which the unedited model knows. *Sharp* is ROME with two changes chosen on other facts: the key is a mean over texts that mention the subject, and documents about
+# landmarks count for three quarters of $C$. Below the table are the neighbours by the word of their name that they share with the edited subject, then 100 facts edited together.
+
+# %% label="stored"
+stored = edit_facts.stored()
+KINDS = ("efficacy", "paraphrases", "neighbours", "siblings")
+
+
+def shares(row, names=KINDS):
+    return {name: row[name][0] / row[name][1] for name in names}
+
+
+rows = {"ROME": stored["single"]["ROME"], "ROME, sharp": stored["sharp"]["ROME"]}
+rows |= {f"control: {name}": stored["single"][name] for name in ("C = 1", "key of another fact", "no edit")}
+print(f"{'100 facts, one at a time':30} efficacy  paraphrase  neighbours  same subject")
+for name, row in rows.items():
+    print(f"{name:30}" + "".join(f"{x:10.3f}" for x in shares(row).values()))
+for name in ("single", "sharp"):
+    kept = shares(stored[name]["by shared word"], ("first", "last", "none"))
+    print(f"neighbours kept, {name}: " + ", ".join(f"{word} word {x:.3f}" for word, x in kept.items()))
+hundred = {row["method"]: row for row in stored["many"] if row["edits"] == 100}
+for name, row in hundred.items():
+    cells = "".join(f"{x:9.2f}" for x in shares(row).values())
+    print(f"100 facts, {name:14}{cells}   loss {row['loss']:.3f}")
+assert shares(rows["ROME"])["efficacy"] >= 0.99 and shares(rows["ROME, sharp"])["neighbours"] >= 0.99
+assert shares(stored["single"]["by shared word"], ["none"])["none"] == 1
+assert hundred["MEMIT at once"]["efficacy"][0] > hundred["ROME in turn"]["efficacy"][0]
+
+# %% [markdown]
+# Every neighbour that plain ROME loses has a word in common with the edited subject; the sharp edit saves nearly all of them and pays with one fact. What
+# neither saves is the last column: at the last token of the subject the first FFN holds *who it is*, not one relation, so the edit makes most of the subject into another.
+#
 # ## 5. Does the place matter?
 # The papers choose the layer by **causal tracing** (chapter 06): corrupt the subject, restore one state, see whether the answer returns. The survey repeats that
 # this is why editing works. [@hase2023localization] tested it and found that tracing hardly tells where an edit succeeds. Here: tracing of the FFN at the
@@ -434,7 +469,7 @@ show(
     ),
     alt="Four curves over six layers. The tracing effect is high at layer 0 and near zero from layer 1 on. "
     "Efficacy with the generous budget is near 1 up to layer 3, lower at 4; all are zero at layer 5.",
-    reading="Tracing sees layer 0 alone; edits work in every layer that still has attention above it.",
+    reading="Tracing is small from layer 1 on; with a large enough push edits succeed there all the same.",
 )
 print("layer   tracing   published: eff. par.   generous: eff. par.")
 for l in range(model.n_layers):
@@ -443,11 +478,24 @@ for l in range(model.n_layers):
 inner = slice(1, 5)
 print(f"tracing over layers 1 to 4: {effect[inner].min():.2f} to {effect[inner].max():.2f}", end="; ")
 print("efficacy there, generous:", ", ".join(f"{s[0]:.2f}" for s in success["generous"][inner]))
+over_layers = {name: rank_correlation(effect, [s[0] for s in rows]) for name, rows in success.items()}
+long = edit_facts.stored()["layers"]  # 40 facts, measured beforehand
+print(
+    "rank correlation over layers:", ", ".join(f"{name} {value:+.2f}" for name, value in over_layers.items())
+)
+print(
+    f"40 facts, published price: over layers {long['over layers']:+.2f}; over facts, in layers 0 to 4:",
+    end=" ",
+)
+print(", ".join(f"{x:+.2f}" for x in long["over facts"]))
+assert over_layers["published"] > 0.4 and max(map(abs, long["over facts"])) < 0.3
 assert effect[0] > 0.5 > 5 * effect[1:].max() - 0.2
 assert min(s[0] for s in success["generous"][:4]) > 0.8 and success["generous"][5][0] == 0
 
 # %% [markdown]
-# Tracing and editing agree on layer 0, and there it ends. In layers 1 to 4 tracing finds next to nothing, yet edits succeed when they may push hard enough.
+# As it comes out: under the published price, the order of the layers by tracing is close to their order by success. Given a larger push, layers 1 to 4 can be edited, too, where
+# tracing finds next to nothing: so it says where an edit is *cheap*, not where one is possible. And it does not say *which facts* can be edited: within a layer its correlation
+# with success over facts is near zero, as [@hase2023localization] found in a large model.
 # In layer 5 no edit can succeed (the code checks that a push there changes no logit), for a reason that no tracing is needed for: what an FFN writes at the subject must be carried to the last token by
 # attention, and no block follows. "Where is the fact?" and "where can it be overwritten?" are different questions.
 #
@@ -529,7 +577,7 @@ def judged(steer):
 rng = random.Random(0)
 free = [f"L{l}H{h}" for l in range(2, 6) for h in range(model.n_heads)]
 free = [head for head in free if head not in key_heads]
-masks = {"key heads": key_heads} | {f"random pair {i}": rng.sample(free, 2) for i in range(3)}
+masks = {"key heads": key_heads} | {f"random pair {i}": rng.sample(free, 2) for i in range(2)}
 recipe = {"contrast": near, "steps": 15, "batch": 16, "learning_rate": 8e-3}
 before = exam.accuracy(model)
 placed = {name: training.masked_finetune(model, teach, heads, **recipe) for name, heads in masks.items()}
@@ -609,7 +657,7 @@ preservation = check("editing.preservation", preservation)
 # %% label="lambda"
 recipe = {"steps": 20, "batch": 16, "learning_rate": 4e-3}
 swept = {}
-for strength in (0.0, 1.0, 30.0):
+for strength in (0.0, 30.0):
     edit = training.masked_finetune(model, teach, ["mlp3"], documents=stay, preserve=strength, **recipe)
     swept[f"lambda {strength:.0f}"] = judged(edit)
 timed = {}
@@ -683,7 +731,7 @@ for j, a in enumerate((-3, 0, 3)):
 
 # %% label="board"
 board = {}
-for name in ("refusal-a", "sycophancy-b", "sycophancy-a"):
+for name in ("refusal-a", "sycophancy-a"):
     old = {s: installed_task(name, s, n=16 if s == "train" else 48) for s in ("train", "test")}
     old = {s: replace(task, targets=task.foils, foils=task.targets) for s, task in old.items()}
     with read(name).on(model):
@@ -699,7 +747,7 @@ for name in ("refusal-a", "sycophancy-b", "sycophancy-a"):
     )
 band = random_rankings(24, 2)["auroc"]
 print(f"random rankings: AUROC {max(0, band.low):.2f} to {min(1, band.high):.2f}")
-assert board["refusal-a"] == 1 and board["sycophancy-b"] > 0.95
+assert board["refusal-a"] == 1 > board["sycophancy-a"]
 
 # %% [markdown]
 # Here the place does matter: *taking away* works only where the behaviour is, and the gates find it. So localisation tells where something is, not where something new can be
@@ -776,7 +824,7 @@ for name, value in seconds.items():
 # - **Eq. 20** is a schema. ROME and MEMIT are named as instances and no formula is given. They are least squares with a constraint and ridge regression; the preservation
 #   data enter through $C$ alone.
 # - **Localisation.** Section 4.2 and section 5.2.2 present causal tracing as what makes editing work. Neither [@hase2023localization] nor [@wang2025does] is cited. Section 5 and section 6 above:
-#   tracing does not tell which layers can be edited, and random pairs of heads train as well; four neurons do not.
+#   tracing tells which layer is cheap to edit, not which can be edited nor which facts; and random pairs of heads train as well; four neurons do not.
 # - **The mask.** $M \odot \Delta\theta$ is right as written, and easily coded wrong (section 6).
 # - **ReFT and JoLA** are filed under targeted optimization, although $\theta$ does not change. What they share with it is Eq. 20 with other numbers in the place of $\theta$.
 # - **Success** is counted by efficacy, paraphrase, neighbourhood. Other facts about the same subject are not among them (section 3).

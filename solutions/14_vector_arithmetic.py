@@ -186,7 +186,7 @@ push = check("vectors.push", push)
 # that are refused, the second what the same push does to all other text: the rise of the loss in nats (natural-log units) per token.
 
 # %% label="map"
-LAYERS, SHARES = (1, 2, 3, 4, 5), (0.1, 0.15, 0.2, 0.3, 0.5)
+LAYERS, SHARES = (1, 2, 3, 4, 5), (0.1, 0.2, 0.3, 0.5)
 by_layer = vectors.mean_differences(
     model, asked.prompts, harmless["train"].prompts, [f"x{l}@-1" for l in LAYERS]
 )
@@ -215,7 +215,7 @@ show(
     "steeply in layer 4, where refusals are most frequent, too.",
     reading="Cost. It grows with the strength in every layer, fastest in x4: no layer is free.",
 )  # fmt: skip
-works = [(rise[i][j], LAYERS[i], SHARES[j]) for i in range(5) for j in range(5) if success[i][j] >= 0.95]
+works = [(rise[i][j], LAYERS[i], SHARES[j]) for i in range(5) for j in range(4) if success[i][j] >= 0.95]
 cost, layer, share = min(works)
 print(f"cheapest that refuses 95 %, on validation: x{layer}, strength {share}, loss {cost:+.3f}")
 
@@ -231,23 +231,24 @@ final = by_layer[f"x{layer}@-1"]
 add, remove = vectors.add_relative(f"x{layer}", final, share), vectors.ablate_direction(model, final)
 bad, good, base = harmful["test"].prompts, harmless["test"].prompts, loss("test")
 change = {"plain": 0.0, "removed": loss("test", *remove) - base, "added": loss("test", add) - base}
+rates = {}
 for kind, prompts, how, edits in (
     ("harmful", bad, "plain", []), ("harmful", bad, "removed", remove),
     ("harmless", good, "plain", []), ("harmless", good, "added", [add]),
 ):  # fmt: skip
-    rate = refused(prompts, *edits)
+    rates[how, kind] = rate = refused(prompts, *edits)
     low, high = wilson(round(rate * len(prompts)), len(prompts))
     print(f"{kind:8} {how:8} refused {rate:.2f} [{low:.2f}, {high:.2f}]", end="")
     print(f"   loss on other text {change[how]:+.3f}")
-assert refused(bad, *remove) <= 0.05 and refused(good, add) >= 0.95
+assert rates["removed", "harmful"] <= 0.05 and rates["added", "harmless"] >= 0.95
 assert abs(change["removed"]) < 0.02 and abs(change["added"]) < 0.02
 
 null = [refused(good, vectors.add_relative(f"x{layer}", r, share)) for r in vectors.random_like(final, 6)]
-everything, shuffled = [*asked.prompts, *harmless["train"].prompts], []
+everything, shuffled, site = [*asked.prompts, *harmless["train"].prompts], [], f"x{layer}@-1"
+states = mi.record(model, everything, [site], logits=False)[site]
 for seed in range(5):
-    order = torch.randperm(400, generator=torch.Generator().manual_seed(seed)).tolist()
-    halves = [[everything[i] for i in part] for part in (order[:200], order[200:])]
-    shuffled.append(vectors.mean_difference(model, *halves, f"x{layer}@-1"))
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(seed))
+    shuffled.append(states[order[:200]].mean(0) - states[order[200:]].mean(0))
 print(f"random vectors: {max(null):.2f} at most;", end=" ")
 own = max(refused(good, mi.add(f"x{layer}", u)) for u in shuffled)
 longer = max(refused(good, vectors.add_relative(f"x{layer}", u, share)) for u in shuffled)
@@ -270,7 +271,7 @@ assert max(null) < 0.1 and own < 0.1
 # of random vectors.
 
 # %% label="inverted_u"
-DIAL = (0.0, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
+DIAL = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 some, plain_words = plea[:16], fluency(model, plea[:16], max_new_tokens=8)
 lines = {"success": [], "fluency": [], "kept": [], "harmonic mean": []}
 for s in DIAL:
