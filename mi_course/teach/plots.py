@@ -293,6 +293,8 @@ def bars(
         )
     axes.axvline(0, color="black", lw=0.8)
     axes.margins(x=0.14)
+    if reach == 1e-12:  # nothing but zeros: there is no scale to choose
+        axes.set_xlim(-1, 1)
     axes.set_yticks(range(len(values)), labels)
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, title=title)

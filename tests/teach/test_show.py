@@ -136,6 +136,12 @@ def test_bars_outside_the_null_band_are_marked_without_colour():
     assert bars({"a": 5.0}).axes[0].texts[0].get_text() == "5"  # without a band nothing is marked
 
 
+def test_bars_that_are_all_zero_have_room_for_their_numbers():
+    axes = bars({"a": 0.0, "b": 0.0}).axes[0]
+    low, high = axes.get_xlim()
+    assert low < -0.5 and high > 0.5 and [text.get_text() for text in axes.texts] == ["0", "0"]
+
+
 def test_lines_differ_in_more_than_colour():
     lines = curves([0, 1], {name: [0, 1] for name in "abcde"}).axes[0].get_lines()
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 5
