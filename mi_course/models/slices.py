@@ -120,6 +120,22 @@ def weight_in_force(model: Model, name: str) -> Tensor:
     return model.hf.get_submodule(path)._parameters[leaf].detach()
 
 
+def place(model: Model, name: str, shape: torch.Size) -> tuple[torch.nn.Module, str, Tensor]:
+    """(module, name in it, tensor in force) of a parameter. KeyError: no such name; ValueError: another shape."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.hf.get_submodule(path)
+        old = module._parameters[leaf]
+    except (AttributeError, KeyError):
+        raise KeyError(f"the model has no parameter {name!r}; names are those of model.hf.named_parameters()") from None
+    if old is None or old.shape != shape:
+        raise ValueError(
+            f"{name!r}: the new tensor has shape {tuple(shape)}, the parameter "
+            f"{None if old is None else tuple(old.shape)}: this change is for another model"
+        )
+    return module, leaf, old
+
+
 @contextmanager
 def replaced(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Model]:
     """While active, these tensors stand in the place of the named parameters. Gradients reach what they are made of.
@@ -127,22 +143,7 @@ def replaced(model: Model, tensors: Mapping[str, Tensor]) -> Iterator[Model]:
     The parameters themselves are not touched, and are back afterwards, also after an exception. A tensor is replaced
     in its own module only: an unembedding that is tied to a replaced embedding stays as it was.
     """
-    places = []
-    for name, tensor in tensors.items():
-        path, _, leaf = name.rpartition(".")
-        try:
-            module = model.hf.get_submodule(path)
-            old = module._parameters[leaf]
-        except (AttributeError, KeyError):
-            raise KeyError(
-                f"the model has no parameter {name!r}; names are those of model.hf.named_parameters()"
-            ) from None
-        if old is None or old.shape != tensor.shape:
-            raise ValueError(
-                f"{name!r}: the new tensor has shape {tuple(tensor.shape)}, the parameter "
-                f"{None if old is None else tuple(old.shape)}: this change is for another model"
-            )
-        places.append((module, leaf, old, tensor))
+    places = [(*place(model, name, tensor.shape), tensor) for name, tensor in tensors.items()]
     try:
         for module, leaf, _, tensor in places:
             module._parameters[leaf] = tensor

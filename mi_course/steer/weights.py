@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mi_course.models.slices import place, replaced
+
 
 @dataclass(frozen=True)
 class WeightEdit:
@@ -27,30 +29,13 @@ class WeightEdit:
     @contextmanager
     def on(self, model):
         """`with edit.on(model):` runs the model with changed weights."""
-        owners = []
+        changed = {}
         for name, delta in self.deltas.items():
-            path, _, parameter = name.rpartition(".")
-            try:
-                module = model.hf.get_submodule(path)
-                old = module._parameters[parameter]
-            except (AttributeError, KeyError):
-                raise KeyError(
-                    f"deltas: the model has no parameter {name!r}; names are those of hf.named_parameters()"
-                ) from None
-            if old is None or old.shape != delta.shape:
-                raise ValueError(
-                    f"deltas[{name!r}] has shape {tuple(delta.shape)}; the parameter has "
-                    f"{None if old is None else tuple(old.shape)}: this edit is for another model"
-                )
-            owners.append((module, parameter, old, delta))
-        try:
-            for module, parameter, old, delta in owners:
-                changed = old.detach() + self.strength * delta.to(old)
-                module._parameters[parameter] = nn.Parameter(changed, requires_grad=old.requires_grad)
+            _, _, old = place(model, name, delta.shape)
+            new = old.detach() + self.strength * delta.to(old)
+            changed[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+        with replaced(model, changed):
             yield model
-        finally:
-            for module, parameter, old, _ in reversed(owners):
-                module._parameters[parameter] = old
 
     def scaled(self, strength: float) -> WeightEdit:
         """The same edit at another strength."""
