@@ -98,7 +98,7 @@ NAME = "refusal-a"
 task, key = installed_task(NAME, n=32), answer_key(NAME)
 with behaving(NAME, model):  # inside, `model` has the behaviour
     for s in (0.0, 0.5, 1.0):
-        by_hand = [mi.edit(site, lambda z: dial(z, torch.zeros_like, s)) for site in key]
+        by_hand = [mi.edit(site, lambda z, s=s: dial(z, torch.zeros_like, s)) for site in key]
         with mi.intervene(model, *by_hand):
             print(f"{key} at strength {s}: refuses {task.accuracy(model):.2f}", end="   ")
             print({name: f"{other.accuracy(model):.2f}" for name, other in REST.items()})

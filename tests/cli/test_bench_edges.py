@@ -1,5 +1,8 @@
 """The bench of edge scores compares like with like; the limits themselves are a matter of the machine."""
 
+import subprocess
+import sys
+
 import torch
 
 from mi_course.cli.benches import edges
@@ -26,7 +29,13 @@ def test_plain_passes_go_back_to_the_input():
 
 
 def test_peak_is_above_the_start():
-    with edges.peak_mb() as peak:
-        block = torch.ones(20_000_000)
-        block.sum()
-    assert 50 < peak[0] < 500
+    """In a process of its own, as the bench does it: one that has run many tests may still hold freed memory, and a
+    tensor that fits into that raises nothing."""
+    code = """if True:
+        import torch
+        from mi_course.cli.benches.edges import peak_mb
+        with peak_mb() as peak:
+            torch.ones(20_000_000).sum()
+        print(peak[0])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 70 < float(done.stdout) < 200  # 76 MB
