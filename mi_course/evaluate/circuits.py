@@ -38,7 +38,11 @@ def top_edges(scores: Tensor, allowed: Tensor, k: int, by: str = "abs") -> Tenso
 
 @dataclass(frozen=True)
 class Curve:
-    """Faithfulness of circuits of growing size. shares: size as a share of all edges; sizes: number of edges."""
+    """Faithfulness of circuits of growing size. shares: size as a share of all edges; sizes: number of edges.
+
+    Both areas are those of the code of MIB's circuit track (`evaluate_area_under_curve`): trapezoids from the smallest
+    share to 1. It puts the shares that were asked for on the axis; here it is what the circuits really have.
+    """
 
     shares: np.ndarray
     sizes: np.ndarray

@@ -73,8 +73,9 @@ def attribution_patching(
         grad_drop: average |estimate| over n_layers backward passes, each without one block. The result is a size and
             has no sign ("magnitude"): mean over prompts of sum over dropped blocks / (n_layers - 1).
         rule: "gradient", or "relevance" for RelP.
-    With qk_fix and grad_drop this follows AtP*, without its bound on false negatives. The scaling of GradDrop here
-    (sizes per prompt, mean over blocks) was not compared with the paper. Returns GradientScores with sign `direction`.
+    With qk_fix and grad_drop this follows AtP*, without its bound on false negatives. GradDrop is Eq. 11 of the paper,
+    E[1 / (L - 1) sum_l |I_l|], as the re-implementation koayon/atp_star quotes it; L - 1, since dropping the block of a
+    site leaves that site no gradient. Returns GradientScores with sign `direction`.
     """
     if direction not in ("noising", "denoising"):
         raise ValueError(f"direction={direction!r} is unknown; choose noising or denoising")

@@ -151,9 +151,10 @@ def reason_score(
 
     mu+ and mu-: mean activation at tokens inside and outside the windows (`window` tokens before and after each
     occurrence of a word). H_i in 0 ... 1: entropy of the feature's mean activations around each word, over log(number
-    of words); it punishes features of a single word. alpha = .7 and the window (1, 2) are those of the released code's
-    script. The sums run over the sites given, so give all features of a dictionary. Galichin et al. 2025; the formula
-    was taken from code derived from theirs and not compared with the paper's equation.
+    of words); it punishes features of a single word. Galichin et al. 2025: formula, alpha = .7 and the window (1, 2)
+    are those of the released code (extraction/compute_score.py and its script, in copies of AIRI-Institute/
+    SAE-Reasoning). There a word may be several tokens and have several spellings; here it is one token. The sums run
+    over the sites given, so give all features of a dictionary.
 
     Raises ValueError when no prompt has one of the words, or nothing lies outside the windows.
     """

@@ -68,9 +68,10 @@ class LanguageNeurons:
     def select(self, top_rate: float = 0.05, bar: float = 0.95) -> dict[str, list[str]]:
         """The neurons of each language, as site strings, most selective (lowest entropy) first.
 
-        As published: of the neurons that in some language are on more often than the `bar` quantile of all
-        probabilities, keep the `top_rate` share (of all neurons) of lowest entropy; a neuron belongs to every language
-        in which its probability is above that quantile.
+        As in the released code (RUCAIBox/Language-Specific-Neurons, identify.py): of the neurons that in some language
+        are on more often than the `bar` quantile of all probabilities, keep the `top_rate` share (of all neurons) of
+        lowest entropy; a neuron belongs to every language in which its probability is above that quantile. There the
+        quantile is one of the probabilities; here it lies between two of them.
         """
         for name, value in (("top_rate", top_rate), ("bar", bar)):
             if not 0 < value < 1:

@@ -66,7 +66,8 @@ def aura(
 ) -> Steer:
     """Scale every expert neuron by `aura_factors` of its AUROC. No top k and no strength to choose.
 
-    Published on the outputs of the FFN's linear layers; here on the neurons, which are read by the second of them.
+    Factors and largest values are those of the released code (apple/ml-aura). It scales what both linear layers of
+    the FFN give out, before the activation function and in the stream; here the neurons are scaled, between the two.
     positive, negative: texts with and without what shall go. Strength s: factor 1 + s (alpha - 1).
     """
     found = expertise(model, positive, negative, sites, skip)

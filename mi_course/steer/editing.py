@@ -93,6 +93,9 @@ def optimise_deltas(
     at most clamp |v|. v is the mean of the site over the fact's prompts. The defaults are those published for ROME on
     GPT-2 XL, but for 25 steps instead of 20. Every fact is its own problem; all are optimised in one batch.
 
+    The released code (kmeng01/rome, kmeng01/memit) differs in three places. Its decay is decay |delta| / |v|^2, with v
+    from the first prompt; its KL is KL(now || before), as in Eq. 4 of the paper; it stops when the loss is below 0.05.
+
     Args:
         prompts: for each of n facts its prompts (the fact alone, the fact after other text ...), equally many for each.
         positions: in the same shape, the subject's last token in each prompt, counted in real tokens.
@@ -173,6 +176,9 @@ def rome(
 ) -> WeightEdit:
     """ROME: the rank-one edit after which the model answers `target` to a fact's prompts.
 
+    Key and v are means over the prompts, so v* is met for the mean key. The released code takes C^-1 k from the mean
+    key, too, but scales the change so that v* is met for the key of the fact alone.
+
     Args:
         prompts, positions: the fact alone and after other text, and the subject's last token in each, in real tokens.
         C: [d_ffn, d_ffn]; None takes what ships with the model (`second_moments`).
@@ -218,7 +224,7 @@ def memit(
     Args:
         prompts, positions, targets, options: as for `optimise_deltas`.
         C: layer -> [d_ffn, d_ffn]; None takes what ships with the model.
-        lam: weight of C against the facts (published for GPT-J: 15,000).
+        lam: weight of C against the facts (published for GPT-J: 15,000, with clamp 0.75).
     ValueError for families with a norm after the FFN.
     """
     if model.family.mlp_post_norm:

@@ -31,7 +31,7 @@ from .steer import Steer
 from .training import lowest_layer
 from .weights import WeightEdit
 
-BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # as in Louizos et al.
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # as in the code of Louizos et al. (AMLab-Amsterdam/L0_regularization)
 PACE = 10.0  # AdamW moves every number about as far; log_alpha has a longer way to go than a weight
 
 
@@ -131,7 +131,11 @@ def jola(
 
     m, a [d_head] for each head start at 0 and g_m, g_a are two gates for each head, so that training decides where to
     edit and whether to scale or to shift. The loss is that of the task plus sparsity times the expected number of open
-    gates (price of one, in nats; the paper anneals it and divides by the number of heads).
+    gates (price of one, in nats).
+
+    The edit is that of the authors' code (wenlai-lavine/jola). There beta is 0.33, and gates of shifts and of scales
+    have the prices lambda and 1 - lambda over the number of heads, where lambda falls from 0.1 as exp(-0.01 step). Here
+    both have one price, which stays.
 
     Returns the Steer with the gates as at test, and for every head the probability that one of its gates is open.
     """

@@ -130,7 +130,8 @@ def reft(
 ) -> Steer:
     """LoReFT at each of the sites (states such as "x3"), or DiReFT if `direct`.
 
-    Starts neutral: W = R, b = 0 (DiReFT: W2 = 0). The reference implementation starts from a random W.
+    Starts neutral: W = R, b = 0 (DiReFT: W2 = 0). The reference implementation (stanfordnlp/pyreft) starts from a
+    random W. What it calls DiReFT keeps orthonormal rows; this is the paper's, there NodireftIntervention.
     positions: ReFT edits first and last tokens of the prompt: "last", -1, or a list such as [0, 1, -2, -1].
     training: see `fit.train`.
     """

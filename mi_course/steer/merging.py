@@ -77,7 +77,11 @@ def trim(edit: WeightEdit, density: float) -> WeightEdit:
 
 
 def elect(edits: Sequence[WeightEdit]) -> Deltas:
-    """The sign of every weight, -1, 0 or 1: that of sum_i tau_i, so the side with the larger total size wins."""
+    """The sign of every weight, -1, 0 or 1: that of sum_i tau_i, so the side with the larger total size wins.
+
+    Where the sum is exactly 0, nothing is merged; the released code (prateeky2806/ties-merging) takes the sign that
+    most weights have.
+    """
     return {name: delta.sign() for name, delta in add(edits).deltas.items()}
 
 

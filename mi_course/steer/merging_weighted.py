@@ -4,12 +4,15 @@
     AIM            smaller changes where the base reads strong activations   (Nobari et al. 2025, arXiv 2502.02421)
     ACM            a coefficient for every task and layer, from mutual information of activations   (Yao et al. 2025)
 
-Sens-Merging is arXiv 2502.12420, ACM (activation-guided consensus merging) arXiv 2505.14009. Of these two the full
-formulas were not at hand; the docstrings say what is theirs and what is our reading. AIM follows its reference code.
+Sens-Merging is arXiv 2502.12420, ACM (activation-guided consensus merging) arXiv 2505.14009; the code of neither paper
+was at hand. Sens-Merging follows a re-implementation (the repository ZeroNLP/RCP-Merging, baselines/sensmerge), but for
+the transfer; ACM follows summaries of the paper, which do not give the coefficient. The docstrings say what is ours.
+AIM follows its code (the repository ahnobari/ActivationInformedMerging, `relax_on_merged`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -73,13 +76,14 @@ def sensitivity_weighted(
 ) -> WeightEdit:
     """Sens-Merging: coefficients sigma_i^l = n_l softmax_i(alpha_i^l t_i / temperature) for tasks i and layers l.
 
-        alpha_i^l   sum of |theta dL_i/dtheta| over layer l of tuned model i, as a share of its sum over all layers
+        alpha_i^l   sum of |theta dL_i/dtheta| over layer l of tuned model i, divided by the L2 norm over its layers
         t_i         transfer: exp(-RMS distance of the log-probabilities of model i and model j) on prompts of task j,
                     mean over the other tasks j
 
-    The paper's: the sensitivity |theta^T grad L|, its layer-wise share alpha, the transfer from L2 distances of logits,
-    and a softmax with temperature that joins the two. Our reading: exp(-distance), the softmax over tasks, n_l and the
-    value of the temperature.
+    The re-implementation has the same sensitivity, alpha, softmax over tasks and factor n_l. Its t_i is the sum over j
+    of the L2 distances of logits, as a share of that of all tasks: a model that is far from the others gets more
+    weight. The abstract speaks of transferability, so ours falls with the distance. The authors' temperatures are 2 to
+    6 (Wu et al. 2025, arXiv 2503.20641), where coefficients hardly differ; 0.2 is ours.
 
     losses, prompts: for each edit the calibration loss of its task (see `sensitivity`) and prompts of its task.
     """
@@ -90,7 +94,7 @@ def sensitivity_weighted(
         alpha: dict[int, float] = {}
         for name, value in sensitivity(model, edit, loss).items():
             alpha[layer_of(model, name)] = alpha.get(layer_of(model, name), 0.0) + value.sum().item()
-        factor = _transfer(model, edits, prompts, i) / max(sum(alpha.values()), 1e-12)
+        factor = _transfer(model, edits, prompts, i) / max(math.hypot(*alpha.values()), 1e-12)
         scores.append({layer: value * factor for layer, value in alpha.items()})
     return balanced(model, edits, scores, temperature)
 
@@ -116,8 +120,9 @@ def consensus_weighted(
                 x^{l+1} in the base and in tuned model i (mutual information of two Gaussians, in nats)
         sigma_i^l = n_l softmax_i(-I_i^l / temperature)
 
-    The paper's: coefficients for each layer from the mutual information of activations of base and tuned model, no
-    gradients. Our reading: the Gaussian estimate, for each coordinate, and the softmax over tasks.
+    As summaries of the paper have it: one coefficient for each layer, smaller where the mutual information of the
+    activations of base and tuned model on calibration texts is larger, and no gradients. Ours: the Gaussian estimate,
+    for each coordinate, and the softmax over tasks with n_l.
     """
     sites = [f"x{layer + 1}" for layer in range(model.n_layers)]
 
@@ -167,7 +172,8 @@ def activation_weighted(model: Model, edit: WeightEdit, documents: Sequence, ome
     """AIM: delta_jk <- delta_jk (1 - (1 - omega) a_j / max a), a_j = mean |activation| that the base has at input j.
 
     Weights that read strong activations of the base are moved less; it is applied to the result of any merge. omega 1
-    changes nothing; the reference code uses 0.4. Biases, norms and embeddings are left as they are.
+    changes nothing; 0.4 is the default of the authors' command. Biases, norms, embeddings and the unembedding are left
+    as they are; the authors' code relaxes norms and unembedding, too.
     documents: calibration texts, for no task in particular.
     """
     if not 0 <= omega <= 1:

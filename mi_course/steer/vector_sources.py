@@ -65,7 +65,8 @@ def answer_difference(model, prompts: Sequence, targets: Sequence, foils: Sequen
     """CAA: each question is followed by the wanted and by the other answer, and states are taken at the answer token.
 
     targets, foils: one token each (text or id), as in a Task. Returns [d], mean over questions of x(q, target) -
-    x(q, foil). What the questions have in common cancels within each pair.
+    x(q, foil). What the questions have in common cancels within each pair. As in the released code (nrimsky/CAA), where
+    the token is the letter of an answer in brackets; it adds the vector at all positions after the instruction.
     """
     site = _residual(site)
     if not len(prompts) == len(targets) == len(foils):

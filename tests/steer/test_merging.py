@@ -174,6 +174,30 @@ def test_the_task_that_is_more_sensitive_or_changes_more_weighs_more():
     assert sigma[0] > sigma[1] and sigma.sum().item() == pytest.approx(2.0, rel=1e-4)
 
 
+def test_sens_merging_is_sensitivity_by_its_l2_norm_times_transfer():
+    model = mi.wrap(random_model("gpt2"))
+    names = [f"transformer.h.{layer}.mlp.c_proj.weight" for layer in (1, 2)]
+    edits = [merging.add([fine_tuned(model, name, 2 * i + j) for j, name in enumerate(names)]) for i in (0, 1)]
+    own, prompts = losses(model, [11, 12]), [PROMPTS, [[9, 8, 7, 6]]]
+    scores = []
+    for i in (0, 1):
+        found = weighted.sensitivity(model, edits[i], own[i])
+        alpha = torch.stack([found[name].sum() for name in names])
+        alpha = alpha / alpha.square().sum().sqrt()
+        log_p = []
+        for edit in (edits[i], edits[1 - i]):
+            with edit.on(model):
+                log_p.append(model.last_logits(prompts[1 - i]).log_softmax(-1))
+        distance = (log_p[0] - log_p[1]).square().mean().sqrt()
+        scores.append(alpha * torch.exp(-distance))
+    sigma = 2 * torch.stack(scores).div(0.2).softmax(0)  # [task, layer]
+    assert (sigma - 1).abs().max() > 0.02
+    merged = weighted.sensitivity_weighted(model, edits, own, prompts)
+    for layer, name in enumerate(names):
+        expected = sum(sigma[i, layer] * edits[i].deltas[name] for i in (0, 1))
+        torch.testing.assert_close(merged.deltas[name], expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neox", "opt", "qwen3", "gemma2", "phi3"])
 def test_aim_shrinks_what_reads_strong_activations(family):
     model = mi.wrap(random_model(family))
