@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_course import models
+from mi_course.locate.layer_distance import without_blocks
 from mi_course.models import Intervention, Site, SiteError
 from mi_course.models.batch import check_positions
 from mi_course.models.edits import fit_feature, make
@@ -165,13 +166,12 @@ def cut(sites, keys, renormalise: bool = True, positions="all") -> Intervention:
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
-def remove_layers(layers: Iterable[int]) -> Steer:
+def remove_layers(layers: int | Iterable[int]) -> Steer:
     """Skip these blocks (S1f): what they write to the stream is zero, so x^(l+1) = x^l. Saves no time.
 
     To choose them, see `locate.layer_distance.block_influence`; for a model that is really shorter, `without_layers`.
     """
-    layers = [layers] if isinstance(layers, int) else list(layers)
-    return switch_off([f"{kind}{layer}.write" for layer in layers for kind in ("attn", "mlp")])
+    return Steer(without_blocks(layers))
 
 
 def without_layers(model, layers: Iterable[int]) -> models.Model:

@@ -5,6 +5,10 @@
 q_l is the logit lens at x^l, q_L the model's own distribution. M is the candidate layer farthest from q_L, chosen anew
 for every token. The survey files it under Eq. 21, but nothing is added to a state: it is arithmetic on logits (A25).
 `locate.projection.layer_contrast` gives the same numbers for reading; here they decide what is generated.
+
+Farthest means the largest Jensen-Shannon divergence, as in the paper. The released code (voidism/DoLa; transformers'
+`dola` is like it) differs: it averages KL(m | p) and KL(m | q) with the mean m first, takes one layer for a whole
+batch, and unembeds early states without the final norm. Its candidates are every second layer of one half of the model.
 """
 
 from __future__ import annotations
@@ -56,7 +60,10 @@ class DoLa:
 
     @contextmanager
     def on(self, model):
-        """Context manager: while active, logits of `model`, of its `last_logits` and of generation are contrasted."""
+        """Context manager: while active, logits of `model`, of its `last_logits` and of generation are contrasted.
+
+        `model.resume(layer, ...)` raises ValueError unless it starts below all candidates, whose states it would lack.
+        """
         layers = list(range(1, model.n_layers)) if self.candidates is None else list(self.candidates)
         if not layers or not all(0 <= layer < model.n_layers for layer in layers):
             raise ValueError(f"candidates={layers}: give layers from 0 to {model.n_layers - 1}, before the last")
@@ -81,7 +88,8 @@ class DoLa:
             output.logits = contrasted(output.logits, lambda x: x[:, -n:])
             return output
 
-        plain, before = model.last_logits, model.__dict__.get("last_logits")
+        plain, whole = model.last_logits, model.resume
+        before = {name: model.__dict__.get(name) for name in ("last_logits", "resume")}
 
         def last_logits(prompts, grad: bool = False) -> Tensor:
             batch = model.tokenize(prompts)
@@ -89,13 +97,19 @@ class DoLa:
             with torch.set_grad_enabled(grad):
                 return contrasted(logits, lambda x: x[torch.arange(len(batch), device=x.device), batch.last])
 
+        def resume(layer: int, *args, **kwargs) -> Tensor:
+            if layer >= min(layers):
+                raise ValueError(f"layer {layer}: DoLa reads x{min(layers)}, which this run does not compute")
+            return whole(layer, *args, **kwargs)
+
         handle = model.hf.register_forward_hook(at_output)
-        model.last_logits = last_logits
+        model.last_logits, model.resume = last_logits, resume
         try:
             with model.taps.active([keep(layer) for layer in layers]):
                 yield model
         finally:
             handle.remove()
-            del model.last_logits
-            if before is not None:
-                model.last_logits = before
+            for name, method in before.items():
+                delattr(model, name)
+                if method is not None:
+                    setattr(model, name, method)

@@ -21,6 +21,7 @@ from torch import Tensor
 from mi_course.models import Model, add, scale
 
 from . import editing, gates, interventions, peft_lora, training, vector_sources
+from .decoding import DoLa
 from .detectors import aura, fit_detector
 from .fit import Examples
 from .head_shifts import iti
@@ -60,13 +61,22 @@ class Steerer:
 
 
 def bytes_of(steer) -> int | None:
-    """Bytes that must be kept: the changed entries of weights, or the tensors of the edits; None when unknown."""
+    """Bytes that must be kept: of the change of weights, or of the tensors of the edits; None when unknown.
+
+    A change of a matrix is kept as its entries that are not 0, or as two factors, whichever is smaller.
+    """
     if isinstance(steer, WeightEdit):
-        return sum(int(delta.count_nonzero()) * delta.element_size() for delta in steer.deltas.values())
+        return sum(_numbers(delta) * delta.element_size() for delta in steer.deltas.values())
     if isinstance(steer, Steer):
         values = [value for edit in steer.edits for value in edit.arguments.values()]
         return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
-    return getattr(steer, "bytes", None)
+    return 0 if isinstance(steer, DoLa) else getattr(steer, "bytes", None)
+
+
+def _numbers(delta: Tensor) -> int:
+    """How many numbers make up a change: its entries that are not 0, or for [m, n] of rank r also r (m + n)."""
+    entries = int(delta.count_nonzero())
+    return min(entries, int(torch.linalg.matrix_rank(delta)) * sum(delta.shape)) if delta.dim() == 2 else entries
 
 
 # --- prompt and output: what needs no look inside ------------------------------------------------------------------
@@ -141,6 +151,11 @@ class LogitBias:
             yield self.model
         finally:
             head._parameters["bias"] = old
+
+
+def contrast_of_layers(model: Model, task) -> DoLa:
+    """DoLa with its usual settings. It learns nothing from the task."""
+    return DoLa()
 
 
 # --- vectors --------------------------------------------------------------------------------------------------------
@@ -337,6 +352,7 @@ STEERERS = {
     for steerer in (
         Steerer("prompt", "prompt", Prompt),
         Steerer("logit bias", "output", LogitBias),
+        Steerer("DoLa", "output", contrast_of_layers),
         Steerer("random direction", "vectors", random_direction),
         Steerer("mean difference", "vectors", mean_difference),
         Steerer("conditional vector", "vectors", conditional_vector),

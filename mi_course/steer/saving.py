@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from mi_course import models
 
 from . import amplitude, interventions, vectors
+from .decoding import DoLa
 from .steer import Detector, Steer
 from .weights import WeightEdit
 
@@ -36,7 +37,7 @@ MAKERS = {
 }
 
 
-def save(steer: Steer | WeightEdit, file: str | Path, model, **facts) -> Path:
+def save(steer: Steer | WeightEdit | DoLa, file: str | Path, model, **facts) -> Path:
     """Write a steer of `model` to two files of this name, .safetensors and .json. Returns the path of the JSON.
 
     facts: anything JSON can hold that a later reader should know, for instance task="refusal_harmful", accuracy=0.99.
@@ -55,6 +56,9 @@ def save(steer: Steer | WeightEdit, file: str | Path, model, **facts) -> Path:
         record = {"kind": "weights", "parameters": sorted(steer.deltas)}
         for name, delta in steer.deltas.items():
             keep(name, delta)
+    elif isinstance(steer, DoLa):
+        candidates = None if steer.candidates is None else list(steer.candidates)
+        record = {"kind": "decoding", "candidates": candidates, "alpha": steer.alpha}
     elif isinstance(steer, Steer):
         unknown = [edit.name for edit in steer.edits if edit.name not in MAKERS]
         if unknown:
@@ -82,7 +86,7 @@ def save(steer: Steer | WeightEdit, file: str | Path, model, **facts) -> Path:
                 "threshold": steer.when.threshold,
             }
     else:
-        raise TypeError(f"steer: {type(steer).__name__} cannot be saved; give a Steer or a WeightEdit")
+        raise TypeError(f"steer: {type(steer).__name__} cannot be saved; give a Steer, a WeightEdit or DoLa")
     base = {"name": model.name, "fingerprint": model.fingerprint()}
     record = {"base": base, "strength": steer.strength, **record, "facts": facts}
     text = json.dumps(record, indent=1)
@@ -98,7 +102,7 @@ def save(steer: Steer | WeightEdit, file: str | Path, model, **facts) -> Path:
     return json_file
 
 
-def load(file: str | Path, model) -> Steer | WeightEdit:
+def load(file: str | Path, model) -> Steer | WeightEdit | DoLa:
     """Read what `save` wrote, for the same model. ValueError when `model` is another one."""
     record = read(file)
     wanted, got = record["base"]["fingerprint"], model.fingerprint()
@@ -110,6 +114,8 @@ def load(file: str | Path, model) -> Steer | WeightEdit:
     tensors = load_file(_files(file)[0])
     if record["kind"] == "weights":
         return WeightEdit({name: tensors[name] for name in record["parameters"]}, record["strength"])
+    if record["kind"] == "decoding":
+        return DoLa(record["candidates"], record["alpha"], record["strength"])
 
     def back(value):
         return tensors[value["tensor"]] if isinstance(value, dict) else value

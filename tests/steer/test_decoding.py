@@ -66,6 +66,21 @@ def test_generation_uses_the_contrast_at_every_token(family):
     assert [row[len(p) :] for row, p in zip(rows, PROMPTS)] == cached.tolist()
 
 
+def test_resumed_runs_are_right_below_the_candidates_and_refused_above():
+    model = mi.wrap(random_model("gpt2"))
+    x = mi.record(model, PROMPTS, ["x1"])["x1"]
+    with DoLa(candidates=[2]).on(model):
+        whole, last = model(PROMPTS), model.last_logits(PROMPTS)
+        assert torch.allclose(model.resume(1, x, PROMPTS), whole, atol=1e-5)
+        assert torch.allclose(model.resume(1, x, PROMPTS, last=True), last, atol=1e-5)
+        with pytest.raises(ValueError, match="DoLa reads x2"):
+            model.resume(2, x, PROMPTS)
+    with DoLa().on(model), pytest.raises(ValueError, match="DoLa reads x1"):
+        model.resume(1, x, PROMPTS)
+    assert "resume" not in model.__dict__
+    assert torch.equal(model.resume(1, x, PROMPTS), model(PROMPTS))
+
+
 def test_identity_exceptions_and_arguments():
     model = mi.wrap(random_model("gpt2"))
     base = model(PROMPTS)
@@ -79,6 +94,8 @@ def test_identity_exceptions_and_arguments():
         with DoLa(candidates=[2]).on(model):
             pass
         one = model.last_logits(PROMPTS)
+        with pytest.raises(ValueError, match="DoLa reads x1"):  # the outer one is in force again
+            model.resume(1, mi.record(model, PROMPTS, ["x1"])["x1"], PROMPTS)
     expected = projection.layer_contrast(model, PROMPTS, candidates=[1]).scores
     keep = expected > -torch.inf
     assert torch.allclose(one[keep], expected[keep], atol=1e-4)

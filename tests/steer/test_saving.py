@@ -5,6 +5,7 @@ import torch
 
 import mi_course as mi
 from mi_course.steer import saving
+from mi_course.steer.decoding import DoLa
 from mi_course.steer.steer import Detector, Steer
 from mi_course.steer.weights import WeightEdit
 from tests.families import random_model
@@ -60,9 +61,20 @@ def test_a_weight_edit_comes_back_as_it_was(tmp_path):
     assert back.strength == 0.5 and torch.equal(logits(model, back), logits(model, edit))
 
 
+@pytest.mark.parametrize("candidates", [None, (2,)])
+def test_a_contrast_of_layers_comes_back_as_it_was(tmp_path, candidates):
+    model = mi.wrap(random_model("gpt2"))
+    dola = DoLa(candidates, alpha=0.3, strength=0.5)
+    file = saving.save(dola, tmp_path / "dola", model)
+    back = saving.load(tmp_path / "dola", model)
+    assert torch.equal(logits(model, back), logits(model, dola)) and back.strength == 0.5
+    assert (logits(model, back) - logits(model, DoLa())).abs().max() > 1e-2
+    assert saving.read(file)["alpha"] == 0.3
+
+
 def test_another_model_is_refused(tmp_path):
     model, other = (mi.wrap(random_model("gpt2", seed=seed)) for seed in (0, 1))
-    for i, steer in enumerate((Steer(mi.zero("L0H1")), WeightEdit({"lm_head.weight": torch.zeros(1)}))):
+    for i, steer in enumerate((Steer(mi.zero("L0H1")), WeightEdit({"lm_head.weight": torch.zeros(1)}), DoLa())):
         saving.save(steer, tmp_path / str(i), model)
         with pytest.raises(ValueError, match=model.fingerprint()):
             saving.load(tmp_path / str(i), other)

@@ -11,6 +11,7 @@ import mi_course as mi
 from mi_course import cli
 from mi_course.cli import benchmark
 from mi_course.steer import registry
+from mi_course.steer.weights import WeightEdit
 from mi_course.world import bakeoff as bo
 from mi_course.world import steering_tasks as st
 
@@ -111,6 +112,15 @@ def test_training_methods_bring_the_behaviour_about(lab, monkeypatch):
     with steer.on(lab):
         assert task.success(lab) > 0.8
     assert task.success(lab) < 0.4
+
+
+def test_bytes_are_those_of_the_smaller_form():
+    g = torch.Generator().manual_seed(0)
+    A, B, dense = (torch.randn(shape, generator=g) for shape in ((40, 2), (2, 30), (8, 6)))
+    sparse = torch.zeros(50, 50).index_put((torch.arange(3), torch.arange(3)), torch.ones(3))
+    for delta, numbers in ((A @ B, 2 * 70), ((A @ B).T, 2 * 70), (dense, 48), (sparse, 3), (torch.ones(7), 7)):
+        assert registry.bytes_of(WeightEdit({"w": delta}, 0.5)) == 4 * numbers
+    assert registry.bytes_of(WeightEdit({"a": A @ B, "b": dense})) == 4 * (140 + 48)
 
 
 # --- the bake-off ---------------------------------------------------------------------------------------------------
