@@ -2,7 +2,7 @@
 
 What all of them give    steer     Steer: edits under one dial, a schedule, a detector; together(model, ...)
                          weights   WeightEdit: a reversible change of weights, under the same dial
-                         saving    save and load both; refused by another model
+                         saving    save and load them, and DoLa; refused by another model
 Amplitude (4.1)          amplitude    off, to a value, up and down, clamp, cut edges, remove layers
                          detectors    how well objects detect: AurA, fitted detectors
 Targeted optimization    editing      ROME and MEMIT: facts, in closed form
