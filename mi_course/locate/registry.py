@@ -2,6 +2,7 @@
 
     LOCALIZERS["zero ablation"].run(model, task, sites)
     suited("neurons")                     the names of those that can score neurons
+    EDGE_LOCALIZERS["EAP"].run(model, task, edges)      the same for edges of the graph
 
 Settings are the common ones; a chapter that studies a method calls it by its own function.
 """
@@ -17,11 +18,13 @@ from mi_course.models import Site
 from mi_course.objects import Scores, Task
 
 from . import (
+    acdc,
     attention_mass,
     causal,
     contrast,
     direct,
     eap,
+    edges,
     gradient,
     integrated_gradients,
     layer_distance,
@@ -155,14 +158,14 @@ def by_sender(run: Callable[..., Scores]) -> Callable[..., Scores]:
     """An edge method as a score of nodes: the sum of |score| over the edges that leave a head or an FFN."""
 
     def score(model, task, sites) -> Scores:
-        edges = run(model, task)
+        found = run(model, task)
         total: dict[str, float] = {}
-        for edge, value in zip(edges.sites, edges.values, strict=True):
+        for edge, value in zip(found.sites, found.values, strict=True):
             sender = edge.partition("->")[0]
             total[sender] = total.get(sender, 0.0) + abs(float(value))
         values = [total[str(site).removesuffix(".z")] for site in sites]
-        return Scores(sites, values, f"{edges.method}, by sender", "magnitude", forwards=edges.forwards,
-                      backwards=edges.backwards, seconds=edges.seconds)  # fmt: skip
+        return Scores(sites, values, f"{found.method}, by sender", "magnitude", forwards=found.forwards,
+                      backwards=found.backwards, seconds=found.seconds)  # fmt: skip
 
     return score
 
@@ -190,4 +193,48 @@ LOCALIZERS: dict[str, Localizer] = {
     "EAP": Localizer("circuits", by_sender(eap.eap), ("heads", "ffns")),
     "EAP-IG": Localizer("circuits", by_sender(eap.eap_ig), ("heads", "ffns")),
     "lens rank": Localizer("projection", lens_rank, ("heads", "ffns", "states")),
+}
+
+
+# --- edges ----------------------------------------------------------------------------------------------------------
+def over_edges(run: Callable[..., Scores]) -> Callable[..., Scores]:
+    """A method that scores all edges, as a localizer of the ones that are asked for."""
+
+    def score(model, task, sites) -> Scores:
+        found = run(model, task)
+        of = dict(zip(found.sites, found.values, strict=True))
+        return replace(found, sites=list(sites), values=np.array([of[str(site)] for site in sites]))
+
+    return score
+
+
+def by_position(model, task: Task) -> Scores:
+    """EAP with the sizes of an edge's scores at single tokens added up, so that tokens cannot cancel."""
+    spans = list(eap.eap_spans(model, task).values())
+    return replace(spans[0], values=sum(abs(s.values) for s in spans), method="EAP by position", sign="magnitude")
+
+
+def exact_edges(kind: str) -> Callable[..., Scores]:
+    """Every edge patched. The layers computed again for each count as forwards, as far as they go."""
+
+    def score(model, task: Task, sites) -> Scores:
+        found = edges.ablate_edges(model, task, sites, kind)
+        one_pass = model.n_layers * int(model.tokenize(task.prompts).mask.sum()) / len(task)
+        return replace(found, forwards=found.forwards + found.token_layers / one_pass)
+
+    return score
+
+
+EDGE_LOCALIZERS: dict[str, Localizer] = {
+    "exact noising": Localizer("circuits", exact_edges("noising"), ("edges",), exact=True),
+    "exact mean": Localizer("circuits", exact_edges("mean"), ("edges",), exact=True),
+    "ACDC": Localizer(
+        "circuits", over_edges(lambda m, t: acdc.acdc(m, t, 0.2, distance="metric").scores), ("edges",), exact=True
+    ),
+    "EAP": Localizer("circuits", over_edges(eap.eap), ("edges",)),
+    "EAP mean": Localizer("circuits", over_edges(lambda m, t: eap.eap(m, t, "mean")), ("edges",)),
+    "clean-corrupted EAP": Localizer("circuits", over_edges(eap.clean_corrupted), ("edges",)),
+    "EAP by position": Localizer("circuits", over_edges(by_position), ("edges",)),
+    "EAP-IG": Localizer("circuits", over_edges(eap.eap_ig), ("edges",)),
+    "EAP-IG mean": Localizer("circuits", over_edges(lambda m, t: eap.eap_ig(m, t, kind="mean")), ("edges",)),
 }

@@ -5,6 +5,7 @@
     candidates("refusal-a", model)                  all heads: what a localizer ranks
     installed_effect(ablate_each, "refusal-a")      its scores on the installed model minus those on `lab`
     against_key(scores, "refusal-a")                AUROC and recall of a ranking
+    used_edges("refusal-a")                         the key for rankings of edges
 
 Scores are taken as installed minus base (design section 4): `lab` needs many heads to answer these prompts at all, and
 those are not what was installed.
@@ -18,6 +19,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
+import torch
+
+from ..locate.edges import edge_effects
+from ..locate.graph import Graph
 from ..models import Model, Site, load
 from ..objects import Scores, Task
 from . import generate
@@ -153,8 +158,46 @@ def _as(unit, part: str) -> str:
     return str(Site.head(site.layer, site.index, part) if site.kind == "head" else site)
 
 
+def touching(name: str, graph: Graph) -> list[str]:
+    """The edges that enter or leave a part of the key, in the order of the graph: what the change of weights can touch.
+
+    A used neuron stands for its FFN, the smallest node that holds it. Raises ValueError for an installed direction,
+    which belongs to no node.
+    """
+    sites = [Site.parse(unit) for unit in answer_key(name)]
+    if any(site.kind == "x" for site in sites):
+        raise ValueError(f"{name!r} is written into a state, which is no node of the graph; it has no edges of its own")
+    nodes = {f"L{s.layer}H{s.index}" if s.kind == "head" else f"mlp{s.layer}" for s in sites}
+    ends = {name: {name} for name in graph.senders} | {name: set(graph.owners(name)) for name in graph.receivers}
+    return [edge for edge in graph.edges if any(ends[end] & nodes for end in edge.split("->"))]
+
+
+@lru_cache
+def used_edges(name: str, bar: float = 0.05, n: int = 16) -> tuple[str, ...]:
+    """The answer key for edges: those of `touching` through which the installed behaviour runs.
+
+    Each is patched exactly (`locate.edges`) in the installed model and in `lab`, on n training prompts, from the twin
+    and from the mean. It is used where the two effects differ by `bar` of |F installed - F base| or more, either way
+    of patching: an edge that carries the same in both twins shows from the mean only. Takes about two seconds.
+    """
+    base, task = load("lab"), installed_task(name, "train", n)
+    edges = touching(name, Graph(base))
+
+    def measured() -> tuple[torch.Tensor, torch.Tensor]:
+        effects = [edge_effects(base, task, edges, kind).mean(1) for kind in ("noising", "mean")]
+        return task.measure(base).mean(), torch.stack(effects)
+
+    with behaving(name, base):
+        there, with_it = measured()
+    before, without = measured()
+    change = (with_it - without).abs().amax(0)
+    return tuple(edge for edge, size in zip(edges, change.tolist(), strict=True) if size >= bar * abs(there - before))
+
+
 def against_key(scores: Scores, name: str, by: str = "abs") -> dict:
-    """How well a ranking of candidates finds the key: `Scores.against`, whichever way the heads are written."""
+    """How well a ranking finds the key, `Scores.against`: of candidates, whichever way heads are written, or of edges."""
+    if "->" in str(scores.sites[0]):
+        return scores.against(used_edges(name), by)
     renamed = replace(scores, sites=[_as(site, "result") for site in scores.sites])
     return renamed.against(answer_key(name, "result"), by)
 
@@ -199,4 +242,5 @@ def behaving(name: str, base: Model) -> Iterator[Model]:
         yield base
 
 
-__all__ = ["against_key", "answer_key", "behaving", "candidates", "installed", "installed_effect", "installed_task"]
+__all__ = ["against_key", "answer_key", "behaving", "candidates", "installed", "installed_effect", "installed_task",
+           "touching", "used_edges"]

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from .. import assets
 from ..evaluate.localizers import agreement, scored
-from ..locate.registry import LOCALIZERS
+from ..locate.graph import Graph
+from ..locate.registry import EDGE_LOCALIZERS, LOCALIZERS
 from ..models import Model, Site, load
 from ..objects import Scores
 from . import exhaustive as maps
@@ -33,6 +34,7 @@ from .tasks import task as world_task
 
 SEEDS = (0, 1, 2)
 T1_PROMPTS = 32
+T1_EXACT_EDGES = 8  # prompts, for methods that run the model once for each of 1,108 edges
 T2_TASKS = ("facts", "translation", "capitals", "antonyms", "refusal_harmful", "ioi")
 T2_PROMPTS = 32
 T2_TOP = {"heads": 5, "ffns": 2, "neurons": 50}
@@ -46,18 +48,25 @@ def kind_of(name: str) -> str:
     return {"head": "heads", "neuron": "neurons", "mlp": "ffns", "x": "states"}[Site.parse(answer_key(name)[0]).kind]
 
 
+def with_edges() -> list[str]:
+    """The behaviours that were installed in nodes of the graph, so that edges of theirs are known."""
+    return [name for name in installed() if kind_of(name) != "states"]
+
+
 def t1(
     localizer: Callable, name: str = "", seeds: Sequence[int] = SEEDS, behaviours: Iterable[str] | None = None,
-    base: Model | None = None, n: int = T1_PROMPTS,
+    base: Model | None = None, n: int = T1_PROMPTS, edges: bool = False,
 ) -> Iterator[dict]:  # fmt: skip
     """One row per behaviour and prompt seed: localizer, objects, task, seed, the measures, cost of one run.
+
+    edges: rank all edges of the graph, such as "L0H1->L3H5.q", in place of units of the kind that was installed.
 
     A localizer that returns an array says "higher = more important", so it is the rise of its numbers that counts; of
     Scores, which are signed effects, the size of the change counts.
     """
     base = base or load("lab")
-    for behaviour in installed() if behaviours is None else behaviours:
-        sites = candidates(behaviour, base)
+    for behaviour in (with_edges() if edges else installed()) if behaviours is None else behaviours:
+        sites = Graph(base).edges if edges else candidates(behaviour, base)
         for seed in seeds:
             task = installed_task(behaviour, n=n, seed=seed)
             with behaving(behaviour, base):
@@ -67,10 +76,10 @@ def t1(
             by = "positive" if change.sign == "importance" else "abs"
             found, alone = against_key(change, behaviour, by), against_key(with_it, behaviour, by)
             yield {
-                "tier": "T1", "localizer": with_it.method, "objects": kind_of(behaviour), "task": behaviour,
+                "tier": "T1", "localizer": with_it.method, "objects": "edges" if edges else kind_of(behaviour), "task": behaviour,
                 "seed": seed, "auroc": found["auroc"], "recall": found["recall_at_k"], "auroc_alone": alone["auroc"],
                 "recall_alone": alone["recall_at_k"], "prompts": len(task),
-                **{cost: getattr(without, cost) for cost in COST},
+                **{cost: getattr(with_it, cost) for cost in COST},  # some methods search longer where there is more
             }  # fmt: skip
 
 
@@ -138,7 +147,7 @@ def wanted() -> Iterator[tuple[str, str, str, str, int]]:
     """Every (tier, localizer, objects, task, seed) of the board.
 
     On neurons, of the methods that run the model once for every site only two are tried, with one seed, in T1, and none
-    in T2, where zero ablation is the reference.
+    in T2, where zero ablation is the reference. On edges they get one seed and fewer prompts.
     """
     for name, one in LOCALIZERS.items():
         for task in installed():
@@ -152,6 +161,10 @@ def wanted() -> Iterator[tuple[str, str, str, str, int]]:
                 if kind in one.objects and not (one.exact and kind == "neurons"):
                     for seed in SEEDS:
                         yield "T2", name, kind, task, seed
+    for name, one in EDGE_LOCALIZERS.items():
+        for task in with_edges():
+            for seed in SEEDS[:1] if one.exact else SEEDS:
+                yield "T1", name, "edges", task, seed
 
 
 def make(file: Path, fingerprint: str, base: Model) -> None:
@@ -162,11 +175,14 @@ def make(file: Path, fingerprint: str, base: Model) -> None:
     have = {tuple(row[:5]) for row in done["rows"]}
     missing = [key for key in wanted() if key not in have]
     for i, (tier, name, kind, task, seed) in enumerate(tqdm(missing, desc="scoreboard", mininterval=5)):
-        run = LOCALIZERS[name].run
-        if tier == "T1":
-            (row,) = t1(run, name, (seed,), (task,), base)
+        if kind == "edges":
+            one = EDGE_LOCALIZERS[name]
+            n = T1_EXACT_EDGES if one.exact else T1_PROMPTS
+            (row,) = t1(one.run, name, (seed,), (task,), base, n, edges=True)
+        elif tier == "T1":
+            (row,) = t1(LOCALIZERS[name].run, name, (seed,), (task,), base)
         else:
-            (row,) = t2(run, name, (seed,), (kind,), (task,), base)
+            (row,) = t2(LOCALIZERS[name].run, name, (seed,), (kind,), (task,), base)
         done["columns"].setdefault(tier, list(row))
         done["rows"].append([round(v, 4) if isinstance(v, float) else v for v in row.values()])
         if i % 20 == 0 or i == len(missing) - 1:
