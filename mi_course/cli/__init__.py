@@ -51,4 +51,5 @@ def add_options(choices: dict[str, argparse.ArgumentParser]) -> None:
         help="run yours, too: localizers f(model, task, sites) -> one number per site, "
         "steerers g(model, task, strength) -> context manager",
     )
+    benchmark.add_argument("--edges", action="store_true", help="rank edges ('L0H1->L3H5.q'), not heads and neurons")
     benchmark.add_argument("--quick", action="store_true", help="one seed and fewer tasks")

@@ -33,10 +33,9 @@ def localizers(args) -> int:
 
     function = load_function(args.fn) if args.fn else None
     rows = scoreboard.stored()
-    if args.quick:
-        rows = [row for row in rows if _is_quick(row)]
+    rows = [row for row in rows if (row["objects"] == "edges") == args.edges and (not args.quick or _is_quick(row))]
     if function:
-        rows = mine(function, args.fn.rpartition(":")[2], args.quick) + rows
+        rows = mine(function, args.fn.rpartition(":")[2], args.quick, args.edges) + rows
     table = scoreboard.summary(rows)
     if args.json:
         print(json.dumps({"rows": rows, "summary": _without_nan(table)}))
@@ -82,12 +81,14 @@ def steerers_as_text(table: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def mine(function, name: str, quick: bool) -> list[dict]:
-    """The rows of one function, on installed behaviours (T1) and exhaustive maps (T2)."""
+def mine(function, name: str, quick: bool, edges: bool = False) -> list[dict]:
+    """The rows of one function, on installed behaviours (T1) and exhaustive maps (T2; not for edges)."""
     from ..models import load
     from ..world import scoreboard
 
     base, options = load("lab"), {"seeds": QUICK["seeds"]} if quick else {}
+    if edges:
+        return list(scoreboard.t1(function, name, base=base, edges=True, **options))
     behaviours = [b for b in scoreboard.installed() if not quick or scoreboard.kind_of(b) != "neurons"]
     rows = list(scoreboard.t1(function, name, behaviours=behaviours, base=base, **options))
     if quick:
@@ -96,7 +97,7 @@ def mine(function, name: str, quick: bool) -> list[dict]:
 
 
 def _is_quick(row: dict) -> bool:
-    of_task = row["tier"] == "T1" or (row["task"] in QUICK["tasks"] and row["objects"] in QUICK["objects"])
+    of_task = row["tier"] != "T2" or (row["task"] in QUICK["tasks"] and row["objects"] in QUICK["objects"])
     return row["seed"] in QUICK["seeds"] and of_task and row["objects"] != "neurons"
 
 
@@ -130,10 +131,17 @@ def as_text(table: list[dict]) -> str:
     lines = []
     for tier, title, measures in (
         ("T1", "installed behaviours, against the answer key", ("auroc", "auroc_alone", "recall")),
+        (
+            "T1 edges",
+            "edges of installed behaviours (base: by the sizes in lab, without the behaviour)",
+            ("recall", "recall_base", "auroc", "auroc_base"),
+        ),
         ("T2", "freely trained behaviours (against the exhaustive map, zero ablation)", ("spearman", "overlap")),
     ):
+        if not any(line["tier"] == tier for line in table):
+            continue
         lines += ["", f"{tier}: {title}"]
-        for objects in ("heads", "ffns", "neurons", "states"):
+        for objects in ("heads", "ffns", "neurons", "states", "edges"):
             part = [line for line in table if line["tier"] == tier and line["objects"] == objects]
             if not part:
                 continue

@@ -28,12 +28,16 @@ from .sweep import Sweep
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects of objects on every item, [n_sites, n] each; all are F(changed) - F(base)."""
+    """Effects of objects on every item, [n_sites, n] each; all are F(changed) - F(base).
+
+    scores   each of them as `Scores` (mean over items), by name; the cost is that of all three, which come together
+    """
 
     sites: list[str]
     total: Tensor
     direct: Tensor
     indirect: Tensor
+    scores: dict[str, Scores]
 
     @property
     def interaction(self) -> Tensor:
@@ -75,8 +79,10 @@ def mediation(model, task: Task, sites: Sequence[str], mediators: Sequence[str] 
         held = [patch(m, base[m]) for m in chosen[site]]
         carried = [patch(m, moved[m]) for m in chosen[site]]
         cells += [[change], [change, *held], carried]
-    total, direct, indirect = sweep.effects(cells).unflatten(0, (-1, 3)).unbind(1)
-    return Effects(sites, total, direct, indirect)
+    sweep.count_runs(2 + len(sites))
+    effects = dict(zip(("total", "direct", "indirect"), sweep.effects(cells).unflatten(0, (-1, 3)).unbind(1)))
+    scores = {kind: sweep.scores(sites, effect, f"{kind} effect", "noising") for kind, effect in effects.items()}
+    return Effects(sites, **effects, scores=scores)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class InputEffects:
     direct    [n_sites, n]  F(corrupted run, object <- clean) - F(clean): the input's effect with the object held
     restored  [n_sites, n]  F(corrupted run, object <- clean) - F(corrupted) = direct - total: denoising, the indirect
                             effect of Meng et al. 2022
+    scores    "indirect" and "restored" as `Scores` (mean over items), with what each cost
     """
 
     sites: list[str]
@@ -95,16 +102,20 @@ class InputEffects:
     indirect: Tensor
     direct: Tensor
     restored: Tensor
+    scores: dict[str, Scores]
 
 
 def input_mediation(model, task: Task, sites: Sequence[str]) -> InputEffects:
     """What of the difference between clean and corrupted input goes through each object."""
     from .causal import patch_each
 
-    noising = torch.tensor(patch_each(model, task, sites, "noising").per_item)
-    denoising = torch.tensor(patch_each(model, task, sites, "denoising").per_item)
+    scores = {
+        "indirect": patch_each(model, task, sites, "noising"),
+        "restored": patch_each(model, task, sites, "denoising"),
+    }
+    noising, denoising = (torch.tensor(found.per_item) for found in scores.values())
     total = Sweep(model, task, on="corrupted").base - Sweep(model, task).base
-    return InputEffects([str(site) for site in sites], total, noising, total + denoising, denoising)
+    return InputEffects([str(site) for site in sites], total, noising, total + denoising, denoising, scores)
 
 
 @torch.no_grad()

@@ -195,7 +195,7 @@ def used_edges(name: str, bar: float = 0.05, n: int = 16) -> tuple[str, ...]:
 
 
 def against_key(scores: Scores, name: str, by: str = "abs") -> dict:
-    """How well a ranking finds the key, `Scores.against`: of candidates, whichever way heads are written, or of edges."""
+    """How well a ranking of candidates (whichever way heads are written) or edges finds the key: `Scores.against`."""
     if "->" in str(scores.sites[0]):
         return scores.against(used_edges(name), by)
     renamed = replace(scores, sites=[_as(site, "result") for site in scores.sites])

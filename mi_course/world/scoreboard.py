@@ -39,7 +39,11 @@ T2_TASKS = ("facts", "translation", "capitals", "antonyms", "refusal_harmful", "
 T2_PROMPTS = 32
 T2_TOP = {"heads": 5, "ffns": 2, "neurons": 50}
 ASSET = "lab/scoreboard.json"
-MEASURES = {"T1": ("auroc", "recall", "auroc_alone", "recall_alone"), "T2": ("spearman", "overlap")}
+MEASURES = {
+    "T1": ("auroc", "recall", "auroc_alone", "recall_alone"),
+    "T1 edges": ("auroc", "recall", "auroc_alone", "recall_alone", "auroc_base", "recall_base"),
+    "T2": ("spearman", "overlap"),
+}
 COST = ("forwards", "backwards", "token_layers", "seconds")
 
 
@@ -74,13 +78,15 @@ def t1(
             without = scored(localizer, base, task, sites, name or None)
             change = Scores(sites, with_it.values - without.values, with_it.method, with_it.sign)
             by = "positive" if change.sign == "importance" else "abs"
-            found, alone = against_key(change, behaviour, by), against_key(with_it, behaviour, by)
-            yield {
-                "tier": "T1", "localizer": with_it.method, "objects": "edges" if edges else kind_of(behaviour), "task": behaviour,
-                "seed": seed, "auroc": found["auroc"], "recall": found["recall_at_k"], "auroc_alone": alone["auroc"],
-                "recall_alone": alone["recall_at_k"], "prompts": len(task),
-                **{cost: getattr(with_it, cost) for cost in COST},  # some methods search longer where there is more
+            row = {
+                "tier": "T1 edges" if edges else "T1", "localizer": with_it.method,
+                "objects": "edges" if edges else kind_of(behaviour), "task": behaviour, "seed": seed,
             }  # fmt: skip
+            for end, scores in (("", change), ("_alone", with_it), *([("_base", without)] if edges else ())):
+                marks = against_key(scores, behaviour, by)
+                row |= {f"auroc{end}": marks["auroc"], f"recall{end}": marks["recall_at_k"]}
+            # the cost in the installed model: some methods search longer where there is more to find
+            yield row | {"prompts": len(task), **{cost: getattr(with_it, cost) for cost in COST}}
 
 
 def t2(
@@ -164,7 +170,7 @@ def wanted() -> Iterator[tuple[str, str, str, str, int]]:
     for name, one in EDGE_LOCALIZERS.items():
         for task in with_edges():
             for seed in SEEDS[:1] if one.exact else SEEDS:
-                yield "T1", name, "edges", task, seed
+                yield "T1 edges", name, "edges", task, seed
 
 
 def make(file: Path, fingerprint: str, base: Model) -> None:
@@ -175,7 +181,7 @@ def make(file: Path, fingerprint: str, base: Model) -> None:
     have = {tuple(row[:5]) for row in done["rows"]}
     missing = [key for key in wanted() if key not in have]
     for i, (tier, name, kind, task, seed) in enumerate(tqdm(missing, desc="scoreboard", mininterval=5)):
-        if kind == "edges":
+        if tier == "T1 edges":
             one = EDGE_LOCALIZERS[name]
             n = T1_EXACT_EDGES if one.exact else T1_PROMPTS
             (row,) = t1(one.run, name, (seed,), (task,), base, n, edges=True)

@@ -53,6 +53,13 @@ def effects_of_itself(model, task, site):
     return noised - task.measure(model), denoised - task.measure(model, on="corrupted")
 
 
+def denoising_measured_on_clean_prompts(model, task, site):
+    noising, _ = effects_step_by_step(model, task, site)
+    base = task.measure(model, on="corrupted")
+    with mi.intervene(model, mi.patch(site, mi.record(model, task.prompts, [site])[site])):
+        return noising, task.measure(model) - base
+
+
 def denoising_the_clean_run(model, task, site):
     noising, _ = effects_step_by_step(model, task, site)
     with mi.intervene(model, mi.patch(site, mi.record(model, task.prompts, [site])[site])):
@@ -231,6 +238,7 @@ WRONG = {
         "no base": (effects(lambda p, c, t: p, lambda p, c, t: p), "subtract F of the run"),
         "own value": (effects_of_itself, "patched with its own value"),
         "clean run": (denoising_the_clean_run, "run the twins"),
+        "clean run, other base": (denoising_measured_on_clean_prompts, "under the patch as well"),
         "mean": (effects(lambda p, c, t: (p - c).mean(), lambda p, c, t: (p - t).mean()), "one number per prompt"),
     },
     "causal.replacement": {

@@ -307,6 +307,16 @@ WRONG = {
             p_with(size=lambda v, s: v[s].mean(0) - v[~s].mean(0)),
             "Only one side was counted",
         ),
+        "one-sided, turned round": (
+            p_with(size=lambda v, s: v[~s].mean(0) - v[s].mean(0)),
+            "Only one side was counted: take the absolute",
+        ),
+        "true one signed": (
+            p_with(
+                size=lambda v, s: v[s].mean(0) - v[~s].mean(0), compare=lambda null, true: null.abs() >= true - 1e-6
+            ),
+            "true one, too",
+        ),
         "strictly larger": (p_with(compare=lambda null, true: null > true + 1e-6), "at least as large"),
         "strictly larger, no 1": (
             p_with(compare=lambda null, true: null > true + 1e-6, above=0, below=0),

@@ -26,6 +26,21 @@ def test_in_a_linear_model_the_effects_add_up():
     assert by_one.indirect.mean().item() == pytest.approx(-2.0, abs=1e-3)
 
 
+def test_the_effects_come_as_scores_with_their_cost():
+    c = compiled.mediation()
+    sites, n = ["L0H0.z", "L1H0.z"], len(c.task)
+    found = mediation(c.wrap(), c.task, sites)
+    for name, effect in (("total", found.total), ("direct", found.direct), ("indirect", found.indirect)):
+        scores = found.scores[name]
+        assert scores.values == pytest.approx(effect.mean(1).tolist(), abs=1e-5)
+        assert (scores.sites, scores.sign, scores.method) == (sites, "noising", f"{name} effect")
+        # two recorded runs, one more for each site, and three partial ones for each
+        assert 4 * n < scores.forwards <= (4 + 3 * len(sites) + 1) * n and scores.seconds > 0
+    inputs = input_mediation(c.wrap(), c.task, sites)
+    assert inputs.scores["indirect"].values == pytest.approx(inputs.indirect.mean(1).tolist(), abs=1e-5)
+    assert inputs.scores["restored"].sign == "denoising" and inputs.scores["restored"].forwards > 0
+
+
 def test_an_and_gate_is_all_interaction_or_none():
     c = compiled.and_gate()  # the FFN needs both heads: nothing reaches the answer past it
     found = mediation(c.wrap(), c.task, ["L0H0.z"])

@@ -4,6 +4,8 @@ import pytest
 
 import mi_course as mi
 from mi_course.locate import causal
+from mi_course.locate.circuit import CircuitRunner
+from mi_course.locate.graph import Graph
 from mi_course.objects import Scores
 from mi_course.world import installed_tasks as it
 from mi_course.world.behaviours import BEHAVIOURS
@@ -70,6 +72,36 @@ def test_against_key_does_not_mind_how_heads_are_written():
         scores.values[2 * 4 + 1], scores.values[3 * 4 + 2] = -5, 3
         assert it.against_key(scores, "refusal-a")["auroc"] == 1
         assert it.against_key(scores, "refusal-a", by="negative")["auroc"] == pytest.approx(0.5)
+
+
+def test_edges_of_the_key_touch_it(lab):
+    graph = Graph(lab)
+    touching = it.touching("refusal-b", graph)  # the key is L3H0: edges into it, and out of it
+    assert len(touching) == 3 * (1 + 3 * 5) + 1 + 2 * (3 * 4 + 1) + 1 == sum("L3H0" in e for e in graph.edges)
+    assert all("mlp1" in e for e in it.touching("german-a", graph))  # neurons stand for their FFN
+    with pytest.raises(ValueError, match="written into a state"):
+        it.touching("sycophancy-direction", graph)
+
+
+def test_used_edges_carry_the_behaviour_by_another_computation(lab):
+    """The circuit of all edges but one, run in both models, says the same as the exact patches that define the key."""
+    graph, task = Graph(lab), it.installed_task("refusal-b", "train", 4)
+    used = it.used_edges("refusal-b", n=4)
+    assert set(used) < set(it.touching("refusal-b", graph)) and 3 <= len(used) <= 12
+
+    def effects(edges):
+        runs = [CircuitRunner(lab, task, kind) for kind in ("noising", "mean")]
+        whole = task.measure(lab).mean()
+        return whole, [[(run(graph.allowed & ~graph.mask([e])).mean() - whole).item() for run in runs] for e in edges]
+
+    tried = ["mlp0->L3H0.k", "L3H0->mlp4", "mlp2->L3H0.q", "L3H0->L5H3.k"]
+    with it.behaving("refusal-b", lab):
+        there, with_it = effects(tried)
+    before, without = effects(tried)
+    for edge, a, b in zip(tried, with_it, without, strict=True):
+        large = max(abs(x - y) for x, y in zip(a, b, strict=True)) >= 0.05 * (there - before)
+        assert large == (edge in used)
+    assert [edge in used for edge in tried] == [True, True, False, False]
 
 
 def test_the_effect_is_installed_minus_base(lab):

@@ -11,9 +11,12 @@ import mi_course as mi
 from mi_course import cli
 from mi_course.cli import benchmark
 from mi_course.locate import registry
+from mi_course.locate.edges import ablate_edges
+from mi_course.locate.graph import Graph
 from mi_course.objects import Scores
+from mi_course.world import compiled
 from mi_course.world import scoreboard as sb
-from mi_course.world.installed_tasks import answer_key, candidates, installed_task
+from mi_course.world.installed_tasks import answer_key, candidates, installed_task, used_edges
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,35 @@ def test_one_who_knows_the_key_is_perfect_and_one_who_inverts_it_is_not(lab):
     assert row["auroc"] == 0 and row["recall"] == 0
     (row,) = sb.t1(lambda m, t, s: Scores(s, knows(m, t, s, sign=-1), "signed", "ablation"), "mine", **options)
     assert row["auroc"] == 1  # of signed effects the size of the change counts
+
+
+def test_edges_are_scored_against_the_used_ones(lab):
+    def knows(model, task, sites):
+        return [float(site in used_edges("refusal-b")) for site in sites]
+
+    def knows_the_model(model, task, sites):  # the same in both models: nothing is left of it in the difference
+        return [float(site == "mlp5->logits") for site in sites]
+
+    options = {"seeds": (0,), "behaviours": ("refusal-b",), "base": lab, "n": 2, "edges": True}
+    (row,) = sb.t1(knows_the_model, "fixed", **options)
+    assert row["auroc"] == 0.5 and row["recall_base"] < 0.01 and (row["tier"], row["objects"]) == ("T1 edges", "edges")
+    (row,) = sb.t1(knows, "knows", **options)
+    assert row["auroc_alone"] == row["recall_alone"] == row["recall_base"] == 1  # it knows the key, not the model
+    assert list(row)[:5] == ["tier", "localizer", "objects", "task", "seed"]
+    assert "sycophancy-direction" not in sb.with_edges() and len(sb.with_edges()) == 8
+
+
+def test_edge_localizers_find_a_known_circuit():
+    c = compiled.mediation()  # linear: estimates are exact; means also move what both twins share
+    model = c.wrap()
+    edges = Graph(model).edges[::-1]  # in the order that is asked for
+    truth = [edge for edge in c.edges if abs(ablate_edges(model, c.task, [edge]).values[0]) > 1e-3]
+    for name, one in registry.EDGE_LOCALIZERS.items():
+        found = one.run(model, c.task, edges)
+        assert [str(site) for site in found.sites] == edges and found.forwards > 0, name
+        assert found.against(truth)["auroc"] >= (0.95 if "mean" in name else 1), name
+    exact = registry.EDGE_LOCALIZERS["exact noising"].run(model, c.task, edges[:5])
+    assert exact.forwards > 2 * len(c.task)  # the layers that were computed again count
 
 
 def test_ablation_agrees_with_the_map_and_noise_does_not(lab):
@@ -122,6 +154,15 @@ def test_your_function_stands_beside_the_stored_rows(quick, tmp_path, capsys):
     assert cli.main(["benchmark", "localizers", "--quick"]) == 0
     out = capsys.readouterr().out
     assert "stored one" in out and "0.900" in out and "auroc" in out
+
+
+def test_edges_have_a_table_of_their_own(quick, monkeypatch, tmp_path, capsys):
+    stored = row("refusal-b", 0, 0.9, localizer="EAP", tier="T1 edges", objects="edges", auroc_base=0.7, recall_base=0)
+    monkeypatch.setattr(sb, "stored", lambda: [stored, row("refusal-b", 0, 0.8, localizer="of heads")])
+    file = write(tmp_path, "def into_logits(model, task, sites):\n    return [float('logits' in s) for s in sites]\n")
+    assert cli.main(["benchmark", "localizers", "--fn", f"{file}:into_logits", "--quick", "--edges"]) == 0
+    out = capsys.readouterr().out
+    assert "into_logits" in out and "EAP" in out and "recall_base" in out and "of heads" not in out
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,8 @@ def _check_both_effects() -> Iterator[Probe]:
             "Denoising ran the clean prompts, where the clean value changes nothing: run the twins, task.corrupted.": (
                 like(a, 0, c, 0)
             ),
+            "The denoising run was measured on the clean prompts and compared with the twins: ask for F on the twins, "
+            "on='corrupted', under the patch as well.": like(a, -swing[0], c, -swing[1]),
             "This is the mean over the prompts. Return one number per prompt.": lambda got: got[0].dim() == 0,
         },
     )

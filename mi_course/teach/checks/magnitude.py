@@ -216,6 +216,9 @@ def _check_permutation_p() -> Iterator[Probe | Callable]:
             "Only one side was counted. A site that is smaller in the first group differs as much.": torch.tensor(
                 [1 / 4, 1.0]
             ),
+            "Only one side was counted: take the absolute value of the difference, shuffled and true.": torch.tensor(
+                [1.0, 3 / 4]
+            ),
             "Equal sizes must count: at least as large, >=.": torch.tensor([1 / 4, 2 / 4]),
             "Equal sizes must count: at least as large, >= (and both lines need the 1).": torch.tensor([0.0, 1 / 3]),
             "This is the share of *smaller* differences: turn it round.": torch.tensor([3 / 4, 1 / 4]),
@@ -233,6 +236,9 @@ def _check_permutation_p() -> Iterator[Probe | Callable]:
         diagnose={
             "Sums were compared. The groups differ in size, so compare means.": lambda got: _near(
                 got, _by_counting(values, labels, shuffled, torch.sum)
+            ),
+            "Only the shuffled differences lost their sign. Take the absolute value of the true one, too.": (
+                lambda got: _near(got, _by_counting(values, labels, shuffled, true=lambda gap: gap))
             ),
             "The axes are swapped: prompts are rows, sites are columns.": _by_counting(values.T, labels, shuffled),
             "Each site was compared with the largest shuffled difference of all sites. That is another test (which "
@@ -265,11 +271,13 @@ def _check_permutation_p() -> Iterator[Probe | Callable]:
     yield a_site_that_differs
 
 
-def _by_counting(values: Tensor, labels: Tensor, shuffled: Tensor, centre: Callable = torch.mean) -> Tensor:
+def _by_counting(
+    values: Tensor, labels: Tensor, shuffled: Tensor, centre: Callable = torch.mean, true: Callable = abs
+) -> Tensor:
     p = []
     for column in values.T:
-        sizes = [abs(float(centre(column[s]) - centre(column[~s]))) for s in (labels, *shuffled)]
-        p.append((1 + sum(size >= sizes[0] - 1e-6 for size in sizes[1:])) / len(sizes))
+        gaps = [float(centre(column[s]) - centre(column[~s])) for s in (labels, *shuffled)]
+        p.append((1 + sum(abs(gap) >= true(gaps[0]) - 1e-6 for gap in gaps[1:])) / len(gaps))
     return torch.tensor(p)
 
 
