@@ -143,7 +143,14 @@ print(f"cost: {grid.forwards:.0f} full forward passes' worth for {plain_cells} c
 assert abs(values[0, giver] - swap) < 0.01 * swap and abs(values[-1, -1] - swap) < 0.01 * swap
 assert abs(values[:, :giver]).max() == 0 and grid.forwards < plain_cells / 4
 show(
-    heatmap(values[:, giver:], columns=words[giver:], xlabel="token", ylabel="layer", unit="change of F"),
+    heatmap(
+        values[:, giver:],
+        [f"x{layer}" for layer in range(model.n_layers + 1)],
+        words[giver:],
+        xlabel="token",
+        ylabel="state",
+        unit="change of F",
+    ),
     alt="Grid of seven layers by the tokens from the giver on. The effect sits on the giver's token in the "
     "first state and on the last token from x3 on; in x1 and x2 it is on both, and nowhere else.",
     reading="Layers 0 to 2 carry the difference from the giver's name straight to the last token. Earlier "
@@ -310,7 +317,8 @@ assert clear != by_metric["prob"].top(4) and abs(by_metric["prob"].values).max()
 #
 # $$\mathrm{TE} = P_{clean} - P_{corr}, \qquad \mathrm{IE}(l, i) = P_{restored(l, i)} - P_{corr}$$
 #
-# averaged over prompts (ATE, AIE). The prompts say who built, painted or made what; the subject has two tokens.
+# averaged over prompts (ATE, AIE). The prompts are about landmarks: who built one,
+# of what, where it stands, what it is famous for. The subject, such as `quiet bridge`, has two tokens.
 
 # %% [markdown] exercise="causal.tracing_effects" difficulty=1 minutes=6
 # ### Exercise: total and indirect effects
@@ -362,36 +370,39 @@ show(
 
 # %% label="severed" tags=["nbval-check-output"]
 restored_by = {
-    kind: causal.causal_trace(model, facts, spans, roles, kind=kind).average[:, 1] for kind in ("mlp", "attn")
+    kind: causal.causal_trace(model, facts, spans, roles, kind=kind, draws=2).average[:, 1]
+    for kind in ("mlp", "attn")
 }
 for kind, effect in restored_by.items():
     row = " ".join(f"{e + 0.0:5.2f}" for e in effect.round(decimals=2))
     print(f"{kind:4} output restored at the last subject token: {row}")
 severed = {
-    branch: causal.causal_trace(model, facts, spans, roles, severed=branch).average[:, 1]
+    branch: causal.causal_trace(model, facts, spans, roles, severed=branch, draws=2).average[:, 1]
     for branch in ("mlp", "attn")
 }
 for branch, effect in severed.items():
     row = " ".join(f"{e:5.2f}" for e in effect[:3])
     print(f"x0, x1, x2 restored, later {branch:4} severed:    {row}")
 for noise in (2, 3, 4):
-    t = causal.causal_trace(model, facts, spans, {"s": roles["last of subject"]}, noise=noise)
+    t = causal.causal_trace(model, facts, spans, {"s": roles["last of subject"]}, noise=noise, draws=2)
     print(f"noise {noise} s.d.: total {t.total:.2f}, share that x1 restores {t.average[1, 0] / t.total:.2f}")
     assert t.average[1, 0] > 0.9 * t.total
 assert restored_by["mlp"][0] > 0.6 > 0.1 > restored_by["mlp"][1:].max()
 assert severed["mlp"][0] < 0.1 < severed["attn"][0] and severed["mlp"][1] > 0.6
 
 # %% [markdown]
-# In `lab` the look-up is **one** FFN: the output of FFN 0 alone restores everything, and without it restoring the embedding restores nothing. Above
+# In `lab` **one** FFN fills the early site: the output of FFN 0 alone restores everything, and without it restoring the embedding restores nothing. Above
 # layer 0 the early site does not depend on FFNs: `x1` keeps its effect when they are severed. In GPT-2 XL the range is wide, in the middle
 # layers; in a model of six layers it is the first. The noise level changes the total effect and leaves this picture as it is.
 #
-# A caution: tracing says where a state is *sufficient*. It does not say where the fact is stored in the weights, and not where an edit of
-# weights works best (chapter 13).
+# A caution: tracing says where a state is *sufficient*. It does not say what the state holds. The noise destroys the name, so whatever brings back
+# *which landmark it is* brings back the answer: FFN 0 may do no more than join the two tokens of the name, and the fact may be looked up later.
+# (Chapter 08 finds no city in these early states that a linear probe could read for new names.) Nor does it say where an edit of weights works
+# best (chapter 13).
 
 # %% [markdown]
 # ## 5. Attention knock-out
-# How does the object get from the subject to the last token? Geva et al. [@geva-etal-2023-dissecting] forbid attention from one position to
+# How does the answer get from the subject to the last token? Geva et al. [@geva-etal-2023-dissecting] forbid attention from one position to
 # others in a window of layers. (The survey sums this paper up as a dissection of FFN value vectors; its main tool is this one.)
 
 # %% [markdown] exercise="causal.knock_out" difficulty=3 minutes=8
@@ -435,12 +446,13 @@ show(
     ),
     alt="Two lines over six layers. Blocking the subject costs most with the window around layer 3, about "
     "0.6; blocking all other tokens costs about 0.2 in the first layers and little later.",
-    reading="The last token fetches the object from the subject in layers 2 to 4; what it needs from other "
-    "tokens it takes early.",
+    reading="The last token fetches what it needs from the subject in layers 2 to 4, and what it needs from "
+    "other tokens early.",
 )
 
 # %% [markdown]
-# This agrees with the tracing map: the early site holds the object from `x1` on, the late one from `x3` on, and attention in between moves it.
+# This agrees with the tracing map: the early site suffices from `x1` on, the late one from `x3` on, and attention in between moves what the answer
+# needs. Neither experiment says whether that is the object or still the name.
 #
 # ## 6. Total, direct, indirect
 # The survey says that "all other causal factors" are held constant. An ablation or a patch does not do that: everything downstream computes

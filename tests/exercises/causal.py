@@ -128,6 +128,15 @@ def all_sets(effect, objects, size):
     return list(min((g for k in range(1, size + 1) for g in combinations(objects, k) if len(g) == size), key=effect))
 
 
+def greedy_by_size(effect, objects, size, marginal=False):
+    chosen = []
+    for _ in range(size):
+        base = effect(chosen) if marginal and chosen else 0.0
+        left = [o for o in objects if o not in chosen]
+        chosen.append(max(left, key=lambda o: abs(effect([*chosen, o]) - base)))
+    return chosen
+
+
 # --- causal.tracing_effects ------------------------------------------------------------------------------------------
 
 
@@ -284,6 +293,12 @@ WRONG = {
             "in the order of choice",
         ),
         "all sets": (all_sets, ""),
+        "largest in size": (greedy_by_size, "b was taken"),
+        "largest change": (lambda e, o, size: greedy_by_size(e, o, size, marginal=True), "for the size of its change"),
+        "effects": (
+            lambda e, o, size: [e(greedy_by_hand(e, o, size)[: i + 1]) for i in range(size)],
+            "not their effects",
+        ),
     },
     "causal.tracing_effects": {
         "nan": (tracing(indirect=lambda c, k, r: (r - k[:, None]).mean(0)), "NaN came through"),
@@ -293,6 +308,16 @@ WRONG = {
         "zeros": (tracing(indirect=lambda c, k, r: (r - k[:, None]).nan_to_num(0.0).mean(0)), "counted as 0"),
         "no base": (tracing(indirect=lambda c, k, r: r.nanmean(0)), "subtract the corrupted one"),
         "axis": (tracing(indirect=lambda c, k, r: (r - k[:, None]).nanmean(1)), "Average over the items"),
+        "means first": (tracing(indirect=lambda c, k, r: r.nanmean(0) - k.mean()), "Subtract item by item"),
+        "complete items": (
+            tracing(indirect=lambda c, k, r: (r - k[:, None])[~r.isnan().any(1)].mean(0)),
+            "left out at all positions",
+        ),
+        "share": (
+            tracing(indirect=lambda c, k, r: (r - k[:, None]).nanmean(0) / (c - k).mean()),
+            "divided by the total effect",
+        ),
+        "total of each": (tracing(total=lambda c, k: c - k), "one number: the mean over the items"),
     },
     "causal.knock_out": {
         "swapped": (knocking(lambda q, k: k[:, None, :, None] & q[:, None, None, :]), "Query and key are swapped"),

@@ -203,6 +203,19 @@ def spearman_low_ties(a, b):
     return pearson(*low)
 
 
+def spearman_shortcut(a, b):
+    def ranks(x):
+        return (x[:, None] > x[None]).sum(1) + (x[:, None] == x[None]).sum(1) / 2
+
+    n = len(a)
+    return float(1 - 6 * (ranks(a) - ranks(b)).square().sum() / (n * (n**2 - 1)))
+
+
+def kendall(a, b):
+    agree = torch.sign(a[:, None] - a[None]) * torch.sign(b[:, None] - b[None])
+    return float(agree.sum() / (len(a) * (len(a) - 1)))
+
+
 def spearman_size(a, b):
     return abs(spearman_by_hand(a, b))
 
@@ -358,6 +371,10 @@ WRONG = {
         "ties left out": (recall_without_ties, "The tied sites were all left out"),
         "least important": (recall_least, "These are the least important sites"),
         "chance 1/n": (recall_wrong_chance, "Chance is k / n"),
+        "by n": (
+            lambda x, t: (recall_shared(x, t)[0] * float(t.float().mean()), float(t.float().mean())),
+            "divided by n",
+        ),
         "a count": (recall_as_count, "This is a number of sites"),
     },
     "localizers.null_band": {
@@ -374,6 +391,8 @@ WRONG = {
         "argsort once": (spearman_argsort, "Apply it twice"),
         "ties in a row": (spearman_no_ties, "Tied numbers got different ranks"),
         "lowest rank": (spearman_low_ties, "all with their lowest rank"),
+        "shortcut": (spearman_shortcut, "right without ties only"),
+        "kendall": (kendall, "This is Kendall's tau"),
         "size": (spearman_size, "hides that the orders are opposed"),
     },
     "localizers.my_localizer": {
@@ -384,6 +403,15 @@ WRONG = {
         "per prompt": (mine_per_prompt, "Average over the prompts"),
     },
     "localizers.consensus": {
+        "0 to 1": (
+            lambda scores: consensus_of_numbers([(x - x.min()) / (x.max() - x.min()) for x in scores]),
+            "their gaps still count",
+        ),
+        "median": (
+            lambda scores: torch.stack([consensus_loop([x]) for x in scores]).median(0).values,
+            "The median of the ranks",
+        ),
+        "by n": (lambda scores: consensus_loop(scores) * (1 - 1 / len(scores[0])), "Right up to the scale"),
         "numbers": (consensus_of_numbers, "The numbers themselves were averaged"),
         "unscaled": (consensus_unscaled, "Right up to the scale"),
         "turned": (consensus_turned, "Turned round"),

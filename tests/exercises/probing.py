@@ -47,6 +47,13 @@ def ridge_transposed(x, Y, penalty):
     return W.T, b
 
 
+def ridge_standardised(x, Y, penalty):
+    scale = x.std(0)
+    c = (x - x.mean(0)) / scale
+    W = torch.linalg.solve(c.T @ c + penalty * torch.eye(c.shape[1]), c.T @ Y)
+    return W, Y.mean(0) - x.mean(0) / scale @ W
+
+
 # --- 2. an honest split ----------------------------------------------------------------------------------------------
 
 
@@ -328,6 +335,12 @@ WRONG = {
             ridge(gram=lambda c, p: c.T @ c + len(c) * p * torch.eye(c.shape[1])),
             "multiplied by the number of rows",
         ),
+        "penalty over n": (
+            ridge(gram=lambda c, p: c.T @ c + p / len(c) * torch.eye(c.shape[1])),
+            "divided by the number of rows",
+        ),
+        "penalty everywhere": (ridge(gram=lambda c, p: c.T @ c + p), "on the diagonal"),
+        "standardised": (ridge_standardised, "divided by their standard deviation"),
         "bias of centred states": (ridge(bias=lambda x, Y, W: Y.mean(0)), "The bias is not"),
         "swapped": (ridge(give=lambda W, b: (b, W)), "Return the pair (W, b)"),
         "penalised bias": (ridge_penalised_bias, "The bias was penalised"),
@@ -373,6 +386,8 @@ WRONG = {
         "sums": (features(lambda a, y: (a[y].sum(0) - a[~y].sum(0)).abs()), "Sums were compared"),
         "least": (features(lambda a, y: gap(a, y).abs(), largest=False), "the least telling"),
         "order of columns": (features_in_order_of_columns, "comes first"),
+        "by spread": (features(lambda a, y: gap(a, y).abs() / (a.std(0) + 1e-6)), "not divided by the spread"),
+        "how often": (features(lambda a, y: gap((a > 0).float(), y).abs()), "how often a feature fires"),
         "too few": (features(lambda a, y: gap(a, y).abs(), k_of=lambda k: min(k, 3)), "The number of columns is not k"),
     },
     "probing.lda_direction": {

@@ -39,6 +39,12 @@ def reading(prob=None, rank=None, logits=lambda x, norm, W_U: norm(x) @ W_U, tok
     return answer
 
 
+def reading_by_argsort(x, norm, W_U, tokens):
+    logits, at = norm(x) @ W_U, tokens.expand(len(x), -1)[..., None]
+    places = logits.argsort(-1, descending=True)
+    return logits.softmax(-1).gather(-1, at)[..., 0], places.gather(-1, at)[..., 0]
+
+
 # --- projection.head_attribution --------------------------------------------------------------------------------------
 
 
@@ -244,6 +250,9 @@ WRONG = {
         "log-probabilities": (reading(prob=lambda s: s.log_softmax(-1)), "Log-probabilities came back"),
         "logits": (reading(prob=lambda s: s), "the softmax is missing"),
         "counts itself": (reading(rank=lambda s, o: (s >= o).sum(-1)), "The token counted itself"),
+        "sigmoid": (reading(prob=lambda s: s.sigmoid()), "A sigmoid was used"),
+        "argsort once": (reading_by_argsort, "not at which place a token stands"),
+        "norm of the logits": (reading(logits=lambda x, norm, W_U: norm(x @ W_U)), "belongs before W_U"),
         "from below": (reading(rank=lambda s, o: (s < o).sum(-1)), "The smaller logits were counted"),
         "swapped": (lambda *a: reading_by_index(*a)[::-1], "swapped"),
         "wrong axis": (
@@ -322,6 +331,17 @@ WRONG = {
             "divided by the number of labelled tokens",
         ),
         "labelled": (pure(lambda row: sum(x >= 0 for x in row) / len(row)), "whatever their labels"),
+        "mode": (
+            lambda ids, labels: torch.stack(
+                [(row == row.mode().values).float().mean() * (row.mode().values >= 0) for row in labels[ids]]
+            ),
+            "Leave tokens without a label out first",
+        ),
+        "first": (
+            pure(lambda row: row.count(row[0]) / len(row) if row[0] >= 0 else 0),
+            "not that of the first token",
+        ),
+        "kinds": (pure(lambda row: 1 / max(1, len({x for x in row if x >= 0}))), "Fewer labels do not make"),
         "label 0": (pure(lambda row: row.count(0) / len(row)), "Only label 0"),
         "pooled": (lambda ids, labels: purity_list_by_list(ids, labels).mean(), "The lists were pooled"),
         "axes": (

@@ -264,9 +264,28 @@ def _check_greedy() -> Iterator[Probe | Callable]:
                 list(got)[:1] == ["c"]
             ),
             "An object was chosen twice.": lambda got: len(set(got)) < len(got),
+            "These are not the objects. Return their names, not their effects.": lambda got: (
+                not set(got) <= set("abcd")
+            ),
+            "c was chosen for the size of its change. But it hurts (+2): take the lowest effect, with its sign.": (
+                lambda got: list(got) == ["b", "d", "c"]
+            ),
             "Right objects, wrong order: return them in the order of choice.": lambda got: (
                 sorted(got) == ["a", "b", "d"]
             ),
+        },
+    )
+
+    hurting = {"a": -2.0, "b": 9.0, "c": -3.0}
+    yield Probe(
+        tried="a (-2), b (+9) and c (-3), which add up; size 2",
+        args=(lambda group: sum(hurting[o] for o in group), ["a", "b", "c"], 2),
+        expected=lambda got: list(got) == ["c", "a"],
+        means="c, a: without b the answer gets better, so b does not help",
+        diagnose={
+            "b was taken: its effect is the largest in size, but it hurts. Take the lowest effect, with its sign.": (
+                lambda got: "b" in got
+            )
         },
     )
 
@@ -363,6 +382,15 @@ def _check_tracing_effects() -> Iterator[Probe]:
             "The sign of the total effect is turned: clean minus corrupted.": lambda got: torch.allclose(
                 got[0], -total
             ),
+            "The mean of `corrupted` ran over all items, also over those that lack the position. Subtract item by "
+            "item, then take the mean.": lambda got: torch.allclose(got[1], torch.tensor([0.0, 0.3, 0.8]), atol=1e-4),
+            "An item that lacks one position was left out at all positions. It still counts where it has a value.": (
+                lambda got: torch.allclose(got[1], torch.tensor([0.0, 0.35, 0.9]), atol=1e-4)
+            ),
+            "The indirect effect was divided by the total effect. It is a difference of probabilities.": lambda got: (
+                torch.allclose(got[1], indirect / total, atol=1e-4)
+            ),
+            "The total effect is one number: the mean over the items.": lambda got: got[0].dim() > 0,
             "Items without the position were counted as 0. They must be left out of the mean.": lambda got: (
                 got[1].shape == (3,) and abs(got[1][1] - 0.7 / 3) < 1e-3
             ),

@@ -158,6 +158,7 @@ def _check_recall() -> Iterator[Probe | Callable]:
             "Recall is right. Chance is k / n: a random list of k of n sites holds a true one with probability k / n "
             "at each place.": lambda got: abs(got[0] - 0.5) < 1e-6 and abs(got[1] - 0.4) > 1e-6,
             "These are the least important sites: sort in descending order.": lambda got: abs(got[0]) < 1e-6,
+            "The number of true sites found was divided by n. Divide by k.": lambda got: abs(got[0] - 0.2) < 1e-6,
             "This is a number of sites. Divide by k.": lambda got: abs(got[0] - 1) < 1e-6,
         },
     )
@@ -323,6 +324,7 @@ def _check_spearman() -> Iterator[Probe | Callable]:
         diagnose={
             "argsort() gives the order of the sites, not their ranks. Apply it twice.": 0.0,
             "The absolute value hides that the orders are opposed.": 0.8,
+            "This is Kendall's tau, which counts pairs. Take the correlation of the ranks.": -2 / 3,
         },
     )
     yield Probe(
@@ -331,6 +333,7 @@ def _check_spearman() -> Iterator[Probe | Callable]:
         expected=math.sqrt(3) / 2,
         diagnose={
             "Tied numbers got different ranks, by their place in the list. Give both the mean of their ranks.": 1.0,
+            "1 - 6 sum d^2 / (n (n^2 - 1)) is right without ties only. Take the correlation of the ranks.": 0.875,
             "Tied numbers both got the lowest (or highest) of their ranks. Give both the mean.": lambda got: (
                 0.8 < got < 0.86
             ),
@@ -485,8 +488,12 @@ def _check_consensus() -> Iterator[Probe | Callable]:
         expected=_numbers(4, 4, 4, 0) / 6,
         diagnose={
             "The numbers themselves were averaged: the method with the larger unit decides alone.": (a + b) / 2,
+            "The numbers were brought to 0 ... 1, but their gaps still count (100 against 3). Replace them by ranks.": (
+                (a / 99 - 1 / 99 + b / 0.3) / 2
+            ),
+            "The median of the ranks was taken. Take the mean.": _numbers(1, 2, 1, 0) / 3,
             "Right up to the scale: divide each rank by n - 1, so that it runs from 0 to 1.": lambda got: (
-                torch.allclose(got / got.max(), _numbers(1, 1, 1, 0)) and got.max() > 0.7
+                torch.allclose(got / got.max(), _numbers(1, 1, 1, 0))
             ),
             "Turned round: the most important site must get the largest number.": 1 - _numbers(4, 4, 4, 0) / 6,
         },

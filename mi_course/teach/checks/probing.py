@@ -68,6 +68,12 @@ def _check_ridge_probe() -> Iterator[Probe | Callable]:
             "The penalty was multiplied by the number of rows; here it is used as it is.": lambda got: math.isclose(
                 float(got[0].reshape(-1)[0]), 1 / 6, rel_tol=1e-3
             ),
+            "The penalty was divided by the number of rows; here it is used as it is.": lambda got: math.isclose(
+                float(got[0].reshape(-1)[0]), 1 / 3, rel_tol=1e-3
+            ),
+            "The states were divided by their standard deviation. The penalty is on the W of the states as they are.": (
+                lambda got: math.isclose(float(got[0].reshape(-1)[0]), 1 / (3 * 2**0.5), rel_tol=1e-3)
+            ),
             "W is right. The bias is not: b = mean of Y - (mean of x) W.": lambda got: math.isclose(
                 float(got[0].reshape(-1)[0]), 0.25, rel_tol=1e-3
             ),
@@ -79,6 +85,8 @@ def _check_ridge_probe() -> Iterator[Probe | Callable]:
     ones = torch.cat([x, torch.ones(40, 1)], dim=1)
     joint = torch.linalg.solve(ones.T @ ones + 4 * torch.diag(torch.tensor([1.0] * 5 + [0.0])), ones.T @ Y)
     penalised = torch.linalg.solve(ones.T @ ones + 4 * torch.eye(6), ones.T @ Y)
+    centred = x - x.mean(0)
+    everywhere = torch.linalg.solve(centred.T @ centred + 4, centred.T @ Y)
     yield Probe(
         tried="40 states of 5 dimensions with a mean near 3, three classes, penalty 4",
         args=(x, Y, 4.0),
@@ -87,6 +95,9 @@ def _check_ridge_probe() -> Iterator[Probe | Callable]:
         diagnose={
             "The bias was penalised like W. It is free: centre instead of adding a column of ones.": lambda got: (
                 torch.allclose(got[0], penalised[:5], atol=1e-3)
+            ),
+            "The penalty was added to every entry of the matrix. It belongs on the diagonal: penalty * torch.eye(d).": (
+                lambda got: torch.allclose(got[0], everywhere, atol=1e-3)
             ),
             "W has the shape [K, d]; the course multiplies from the right, x W, so it is [d, K].": lambda got: (
                 got[0].shape == (3, 5)
@@ -425,6 +436,8 @@ def _check_top_features() -> Iterator[Probe]:
             "Sums were compared instead of means; the two groups are not equally large.": torch.tensor([4, 2, 0]),
             "The most telling feature comes first.": lambda got: sorted(got.tolist()) == [0, 2, 4],
             "These are the least telling features.": lambda got: got.tolist()[0] == 3,
+            "Feature 2 differs by 1 and feature 1 by 2/3. The difference counts as it is: not divided by the spread, "
+            "and not how often a feature fires.": lambda got: sorted(got.tolist()) == [0, 1, 4],
         },
     )
     a = _random(40, 12)

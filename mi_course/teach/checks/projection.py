@@ -85,6 +85,9 @@ def _check_lens_reading() -> Iterator[Probe | Callable]:
             "These are logits; the softmax is missing.": lambda got: (
                 _pair(got) and _near(got[0], torch.tensor([[1.0, 3.0]]))
             ),
+            "A sigmoid was used. The tokens exclude each other: softmax over the vocabulary.": reads(
+                torch.tensor([[1.0, 3.0]]).sigmoid(), rank
+            ),
             "The token counted itself: a rank counts the logits that are strictly larger.": lambda got: (
                 _pair(got) and _near(got[1], rank + 1)
             ),
@@ -99,7 +102,7 @@ def _check_lens_reading() -> Iterator[Probe | Callable]:
     share = logits.exp() / logits.exp().sum(-1, keepdim=True)
     prob = torch.stack([share[:, i, t] for i, t in enumerate(tokens.tolist())], dim=1)
     rank = torch.stack([(logits[:, i] > logits[:, i, t : t + 1]).sum(1) for i, t in enumerate(tokens.tolist())], dim=1)
-    axis = logits.exp() / logits.exp().sum(1, keepdim=True)
+    axis, at = logits.exp() / logits.exp().sum(1, keepdim=True), tokens.expand(3, 4)[..., None]
     yield Probe(
         tried="three layers, four prompts, d = V = 3, each prompt with its own token",
         args=(x, torch.tanh, W_U, tokens),
@@ -111,6 +114,12 @@ def _check_lens_reading() -> Iterator[Probe | Callable]:
                     _near(got[0], torch.stack([s[:, i, t] for i, t in enumerate(tokens.tolist())], dim=1))
                     for s in (axis, logits.exp() / logits.exp().sum(0, keepdim=True))
                 )
+            ),
+            "argsort says which token stands at a place, not at which place a token stands. Count the larger logits.": (
+                lambda got: _pair(got) and _near(got[1], logits.argsort(-1, descending=True).gather(-1, at)[..., 0])
+            ),
+            "The norm was applied to the logits. It belongs before W_U: norm(x) W_U.": lambda got: (
+                _pair(got) and _near(got[0], torch.tanh(x @ W_U).softmax(-1).gather(-1, at)[..., 0])
             ),
             "The token of the first prompt was used for all.": lambda got: _pair(got) and _near(got[0], share[..., 2]),
             "W_U was transposed. It is [d, V].": lambda got: (
@@ -349,8 +358,10 @@ def _check_purity() -> Iterator[Probe]:
                 got.shape == (4,) and _near(got[:3], torch.tensor([2 / 3, 0.75, 1.0]))
             ),
             "This is the share of labelled tokens, whatever their labels.": torch.tensor([0.75, 1.0, 0.25, 0.0]),
-            "This is the share of the first token's label; the commonest one counts.": torch.tensor(
-                [0.5, 0.75, 0.75, 1.0]
+            "The third list has one labelled token and got 0. Leave tokens without a label out first; then look for "
+            "the commonest label (not that of the first token).": torch.tensor([0.5, 0.75, 0.0, 0.0]),
+            "Fewer labels do not make a list pure. Count how many tokens have the commonest one.": lambda got: (
+                got.shape == (4,) and _near(got[:3], torch.tensor([0.5, 0.5, 1.0]))
             ),
             "Only label 0 was counted.": torch.tensor([0.5, 0.25, 0.0, 0.0]),
             "The lists were pooled; each has its own number.": lambda got: got.numel() == 1,
