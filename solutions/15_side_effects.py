@@ -404,15 +404,15 @@ columns = [
     "kept",
     "fluent",
     "seconds to make",
-    "bytes changed",
+    "bytes",
 ]
 print(len(rows), "rows; prompt seeds by behaviour:", seeds)
 Table(
     cells,
     [line["steerer"] for line in table],
     columns,
-    "Bake-off on lab, best first; means over five behaviours. Bytes: all weights that differ (a "
-    "low-rank change can be stored in less). What a steerer cannot do counts as 0.",
+    "Bake-off on lab, best first; means over five behaviours. Bytes: what has to be stored (of a "
+    "low-rank change its two factors). What a steerer cannot do counts as 0.",
 )
 
 # %% label="by_behaviour"
@@ -471,7 +471,7 @@ assert min(cell["ROME", "move"], cell["MEMIT", "move"]) > 0.7
 # What the table says, on this model:
 #
 # - **Training wins.** Changes of weights, masked or low-rank or all of them, lead on nearly every behaviour, and with ReFT (a trained edit of two states, 8 kB)
-#   they are the only ones that do all five well. They need the most time, and weights need about 1,000 to 10,000 times the bytes of a vector.
+#   they are the only ones that do all five well. They need the most time, and weights need about 200 (low rank) to 10,000 times the bytes of a vector.
 # - **On refusing, a vector is as good**, in a tenth of the time and 512 bytes. Refusal is one direction in this model (chapter 00), and the behaviour is
 #   exactly that direction.
 # - **For facts, closed forms are nearly as good as training.** ROME and MEMIT (chapter 13) move the landmarks in seconds. They are made for this and can do nothing else.
@@ -481,6 +481,8 @@ assert min(cell["ROME", "move"], cell["MEMIT", "move"]) > 0.7
 #   of how the direction was found: the trained vector has it, too.
 # - **A condition pays where a detector can tell.** The conditional vector is the same vector behind a detector: better on "agree", whose prompts look like
 #   no other, and worse on "he", where the detector would have to tell doctors from nurses.
+# - **DoLa scores 0.** It contrasts layers and learns nothing from the task, so it can only sharpen what the model says anyway. And it throws all but the likely
+#   tokens out, which ordinary text pays for: a word below the bar has a logit of -1000, so nothing is kept.
 # - **Prompting is only as good as the world's own words for it.** It wins AxBench, where models have been trained to follow instructions. `lab` knows one
 #   tag, for languages; examples put before a prompt help little here and harm other domains. Do not carry this row over to large models.
 #
