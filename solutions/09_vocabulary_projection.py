@@ -278,7 +278,8 @@ assert tuned[names["en"]][4] < 0.1 < 0.4 < tuned[names["de"]][4] and french_pivo
 # %% [markdown]
 # 1. The tuned lens reads German at the same layer, and hardly any English. So at $x^4$ the state already tells a trained reader that the answer is
 #    German; it merely lies closer to the *output direction* of the English word than to that of the German one.
-# 2. From German to French, English hardly appears. A model that translated through English would show it in both directions.
+# 2. From German to French, English hardly appears. If the model translated through English, one would expect it in both
+#    directions.
 # 3. English can only be the pivot where it is neither source nor target. The last two rows show how much of a third language one sees anyway.
 #
 # Wendler et al. read their own curves in this careful way: a space of concepts, whose output coordinates lie closer to English. The survey
@@ -347,7 +348,7 @@ assert gap < 1e-3 and torch.allclose(same, by_head, atol=1e-4)
 
 # %% [markdown]
 # Now compare with what happens when a head is really removed (mean ablation, chapter 06). DLA predicts that removing a head takes away its
-# share, so the prediction is minus the DLA. The band is the null of the predictions: what DLA gives for a question that no head answers, with
+# share, so the prediction is minus the DLA. The band is the null of the predictions (a star: outside it): what DLA gives for a question that no head answers, with
 # target and foil replaced by two random first names.
 
 # %% label="ioi_heads"
@@ -546,7 +547,8 @@ for layer in (3, 4, 5):
 #
 # ## 7. Patchscopes: let the model read
 # Instead of a fixed dictionary, use the model: put the state into *another* prompt, one that asks for what you want to know, and see what it
-# says [@ghandeharioun2024whos]. Here is a prompt that makes `lab` repeat a word: `note : paul . we read that` is continued by `paul`. Put a
+# says ([Ghandeharioun et al. 2024](https://arxiv.org/abs/2401.06102); the survey lists a later study of personas that uses it,
+# [@ghandeharioun2024whos]). Here is a prompt that makes `lab` repeat a word: `note : paul . we read that` is continued by `paul`. Put a
 # state in the place of `paul`, and the model must say what it finds in it.
 
 # %% [markdown] exercise="projection.patchscope" difficulty=3 minutes=10
@@ -797,7 +799,8 @@ assert (
 # - The survey says itself that projection is weak where the basis changes with depth and for parts of a layer. Add: it never says so when it fails.
 #
 # ## 12. Papers that use this
-# - the lens [@nostalgebraist2020logit] and its trained form [@belrose2023eliciting]; model-made readings [@ghandeharioun2024whos]
+# - the lens [@nostalgebraist2020logit] and its trained form [@belrose2023eliciting]; Patchscopes used to see what a refusing model
+#   would have said [@ghandeharioun2024whos]
 # - languages: [@wendler2024llamas], [@wu2025the], [@wang-etal-2025-lost-multilinguality], [@nie-etal-2025-mechanistic]
 # - decoding with layers: [@chuang2024dola], [@chen2024incontext]; heads and neurons behind an option bias: [@liAnchoredAnswersUnravelling2025]
 # - gradients as words: [@katz2024backwardlens]; layer importance for quantization: [@zeng2024lsaq]; policies of inner layers:

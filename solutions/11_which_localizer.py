@@ -321,8 +321,8 @@ for column, trap in enumerate(TRAPS):
 picture = heatmap(table[::-1], rows=TRIED[::-1], columns=[t.replace("_", "\n") for t in TRAPS], unit="AUROC")
 show(
     picture,
-    alt="Grid of AUROC for 13 localizers on 8 hand-made models. Only the column lookup is right for "
-    "nearly all; "
+    alt="Grid of AUROC for 13 localizers on 8 hand-made models. The columns lookup and 'and gate' are "
+    "right for nearly all; "
     "every method has at least one column at 0.75 or below.",
     reading="Rows are methods, columns are traps; 1.00 finds the known heads, 0.50 is guessing.",
 )
@@ -343,7 +343,7 @@ print(
 # %% [markdown]
 # No method is right in all columns, and the failures are not random. Noising misses what either head can do alone (`or gate`), denoising misses
 # what only both can do (`and gate`). Single ablation misses what has a `backup`. Of the cheap methods, integrated gradients come closest to
-# exact ablation, and sizes see neither cancelling nor what is merely constant.
+# exact ablation, and sizes are fooled by heads that cancel each other or write a constant.
 #
 # ## 6. The scoreboard
 # Now the trained model: every method of the course, nine installed behaviours and six free ones, three prompt seeds. That takes tens of minutes of
