@@ -1,18 +1,22 @@
 """Save a steer and load it again: NAME.safetensors with the tensors, NAME.json with everything else.
 
 The JSON is small and meant to be read: base model and its fingerprint, sites, positions, strength, and the facts that
-you give (how it was made, what it was measured to do). A steer fits one model only, and `load` refuses every other.
+you give (how it was made, what it was measured to do). A steer fits one model only, and `load` refuses every other;
+a steer of SAE features also fits one SAE only, since feature 17 of another one is something else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from mi_course import models
+from mi_course.models import Site
 
 from . import amplitude, interventions, vectors
 from .decoding import DoLa
@@ -88,6 +92,8 @@ def save(steer: Steer | WeightEdit | DoLa, file: str | Path, model, **facts) -> 
     else:
         raise TypeError(f"steer: {type(steer).__name__} cannot be saved; give a Steer, a WeightEdit or DoLa")
     base = {"name": model.name, "fingerprint": model.fingerprint()}
+    if isinstance(steer, Steer):
+        base["saes"] = _saes(model, [site for edit in steer.edits for site in edit.sites], steer.when)
     record = {"base": base, "strength": steer.strength, **record, "facts": facts}
     text = json.dumps(record, indent=1)
     tensor_file, json_file = _files(file)
@@ -103,7 +109,7 @@ def save(steer: Steer | WeightEdit | DoLa, file: str | Path, model, **facts) -> 
 
 
 def load(file: str | Path, model) -> Steer | WeightEdit | DoLa:
-    """Read what `save` wrote, for the same model. ValueError when `model` is another one."""
+    """Read what `save` wrote, for the same model. ValueError when `model` or an SAE that the steer uses is another."""
     record = read(file)
     wanted, got = record["base"]["fingerprint"], model.fingerprint()
     if wanted != got:
@@ -111,6 +117,12 @@ def load(file: str | Path, model) -> Steer | WeightEdit | DoLa:
             f"model: the steer was made on {record['base']['name']!r} with fingerprint {wanted}, but {model.name!r} "
             f"has {got}. Load that model, or make the steer again on this one"
         )
+    for name, wanted in record["base"].get("saes", {}).items():
+        if name not in model.saes or _fingerprint(model.saes[name]) != wanted:
+            raise ValueError(
+                f"model: the steer uses features of the SAE {name!r} with fingerprint {wanted}; attach that SAE first: "
+                f"model.saes[{name!r}] = sae"
+            )
     tensors = load_file(_files(file)[0])
     if record["kind"] == "weights":
         return WeightEdit({name: tensors[name] for name in record["parameters"]}, record["strength"])
@@ -139,6 +151,23 @@ def read(file: str | Path) -> dict:
         if not part.exists():
             raise FileNotFoundError(f"file: {part} is missing; a saved steer is a .safetensors and a .json of one name")
     return json.loads(_files(file)[1].read_text())
+
+
+def _saes(model, sites: Iterable[Site], when: Detector | None) -> dict[str, str]:
+    """The SAEs whose features a steer reads or sets: name -> fingerprint."""
+    sites = [*sites] if when is None else [*sites, Site.parse(when.site)]
+    names = {site.sae for site in sites if site.kind == "feature"}
+    return {name: _fingerprint(model.saes[name]) for name in sorted(names) if name in model.saes}
+
+
+def _fingerprint(sae) -> str:
+    """12 hex digits that change with any number of the SAE; the same for all that are no torch module."""
+    digest = hashlib.blake2b(digest_size=6)
+    state = sae.state_dict() if isinstance(sae, torch.nn.Module) else {}
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _files(file: str | Path) -> tuple[Path, Path]:

@@ -202,7 +202,7 @@ def test_a_removed_layer_equals_a_model_without_it(family):
         amplitude.without_layers(model, range(model.n_layers))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_removed_head_equals_weights_of_zero(family):
     model = wrapped(family)
     off = under(model, amplitude.switch_off(["L1H2.z"]))

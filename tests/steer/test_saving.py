@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import mi_course as mi
-from mi_course.steer import saving
+from mi_course.objects.sae import SAE
+from mi_course.steer import amplitude, interventions, saving, vectors
 from mi_course.steer.decoding import DoLa
 from mi_course.steer.steer import Detector, Steer
 from mi_course.steer.weights import WeightEdit
@@ -49,6 +50,49 @@ def test_a_steer_comes_back_as_it_was(tmp_path):
     assert record["edits"][1]["sites"] == ["L0H1", "L1N3"]
     assert saving.read(file) == record
     assert sorted(f.name for f in file.parent.iterdir()) == ["my.steer.json", "my.steer.safetensors"]
+
+
+def test_each_kind_of_edit_comes_back(tmp_path):
+    model = mi.wrap(random_model("llama"))
+    g = torch.Generator().manual_seed(1)
+    v, (R, W) = torch.randn(model.d_model, generator=g), torch.randn(2, 2, model.d_model, generator=g)
+    edits = [
+        *every_kind(mi.wrap(random_model("gpt2"))).edits[:6],
+        interventions.loreft("x1", R, W, torch.ones(2), positions="last"),
+        interventions.direft("x1", R, W, torch.ones(2), positions=-1),
+        interventions.affine("x1", v, v, positions=[0, 1]),
+        amplitude.set_entries("neurons0", [1, 5], torch.tensor([2.0, -1.0]), positions="prompt"),
+        amplitude.scale_entries("neurons1", [0, 3], 4.0, positions=torch.tensor([0, 1])),
+        amplitude.cut("L1H2.pattern", [0, -2], renormalise=False, positions="last"),
+        vectors.add_relative("x2", v, 0.3, positions=1),
+    ]
+    assert {edit.name for edit in edits} == set(saving.MAKERS)  # a new kind needs a line here
+    for edit in edits:
+        saving.save(Steer(edit), tmp_path / edit.name, model)
+        back = saving.load(tmp_path / edit.name, model)
+        assert torch.equal(logits(model, back), logits(model, Steer(edit)))
+        assert not torch.equal(logits(model, back), model(PROMPTS)), edit.name
+
+
+def test_features_of_another_sae_are_refused(tmp_path):
+    model = mi.wrap(random_model("gpt2"))
+
+    def attach(seed):
+        model.saes["tiny"] = SAE(model.d_model, 40, "topk", k=4, site="x1", seed=seed).requires_grad_(False).eval()
+
+    attach(0)
+    clamped = amplitude.clamp({"tinyF3": 5.0})
+    watched = Steer(mi.zero("L1H0"), when=Detector("tinyF3@-1", torch.tensor(1.0), -1.0))
+    for name, steer in (("clamped", clamped), ("watched", watched)):
+        attach(0)
+        saving.save(steer, tmp_path / name, model)
+        assert torch.equal(logits(model, saving.load(tmp_path / name, model)), logits(model, steer))
+        attach(1)
+        with pytest.raises(ValueError, match="attach that SAE first"):
+            saving.load(tmp_path / name, model)
+        del model.saes["tiny"]
+        with pytest.raises(ValueError, match="attach that SAE first"):
+            saving.load(tmp_path / name, model)
 
 
 def test_a_weight_edit_comes_back_as_it_was(tmp_path):

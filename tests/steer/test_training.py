@@ -192,6 +192,23 @@ def test_preservation_keeps_the_documents():
         training.masked_finetune(model, TASK, ["mlp1"], preserve=-1.0)
 
 
+def test_replay_and_contrast_teach_what_they_name():
+    """Each term alone has an effect of its own: replayed text gets likelier, contrast prompts keep their answers."""
+    model, replay, contrast = wrapped("gpt2"), [[5, 6, 7, 8], [30, 31, 32]], [[2, 3, 9], [4, 1]]
+    base = model.last_logits(contrast).log_softmax(-1)
+    options = {"steps": 15, "learning_rate": 0.05}
+
+    def trained(**terms):
+        with training.masked_finetune(model, TASK, ["mlp1"], **terms, **options).on(model):
+            text = fit.Answers.documents(model, replay).cross_entropy(model)
+            answers = (base.exp() * (base - model.last_logits(contrast).log_softmax(-1))).sum(-1).mean()
+        return float(text.detach()), float(answers)
+
+    plain, kept = trained(), trained(contrast=contrast)
+    assert trained(replay=replay, preserve=5.0)[0] < 0.7 * plain[0]
+    assert kept[1] < 0.5 * plain[1]
+
+
 def test_whole_answers_are_scored_token_by_token():
     model = wrapped("llama")
     answers = fit.Answers([[3, 5, 8], [7, 6]], [[11, 12], [9]])
