@@ -206,6 +206,18 @@ def ridge_update(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, lam: float) 
     return G @ torch.linalg.solve(lam * torch.eye(len(K)).to(G) + K @ G, R)
 
 
+@torch.no_grad()
+def ridge_edit(model, layer: int, keys: torch.Tensor, value: torch.Tensor, C: torch.Tensor, lam: float) -> WeightEdit:
+    """The edit of FFN `layer` after which each of several keys nearly gives the value: `ridge_update` for one fact.
+
+    A fact has a key for every text that mentions its subject. `rank_one_edit` writes the value at one of them, or at
+    their mean; this writes it at all. keys [n, d_ffn]; value [d] from `optimise_values`; C [d_ffn, d_ffn].
+    """
+    ffn = weights.ffn(model, layer)
+    lacking = value.float() - ffn.b_out.float() - keys.float() @ ffn.W_out.detach().float()
+    return _as_edit(model, layer, ridge_update(keys.float(), lacking, C.to(keys.device), lam))
+
+
 def memit(
     model,
     prompts: Sequence[Sequence],

@@ -47,7 +47,8 @@ class Examples:
     def starting_at(self, model: Model, layer: int) -> Examples:
         """The same, with x^layer of the model recorded: cheaper, and right as long as no lower layer is changed."""
         batch = model.tokenize(self.prompts)
-        return Examples(batch, self.target, (layer, record(model, batch, [f"x{layer}"])[f"x{layer}"]))
+        x = record(model, batch, [f"x{layer}"], logits=False)[f"x{layer}"]
+        return Examples(batch, self.target, (layer, x))
 
     def logits(self, model: Model, grad: bool = False) -> Tensor:
         """[n, V] logits of the next token after each prompt."""
@@ -184,10 +185,9 @@ class Objective:
         """Documents in batches of similar length: (tokens, x^layer or None, the base's log-probabilities)."""
         ordered, found = sorted(documents, key=len), []
         for i in range(0, len(ordered), size):
-            batch, x = model.tokenize(ordered[i : i + size]), None
-            if self.layer is not None:
-                x = record(model, batch, [f"x{self.layer}"])[f"x{self.layer}"]
-            found.append((batch, x, model(batch).log_softmax(-1)))
+            sites = [] if self.layer is None else [f"x{self.layer}"]
+            cache = record(model, ordered[i : i + size], sites)
+            found.append((cache.batch, cache[sites[0]] if sites else None, cache.logits.log_softmax(-1)))
         return found
 
 

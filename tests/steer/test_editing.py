@@ -69,6 +69,22 @@ def test_the_edited_ffn_writes_the_value_at_its_key(family):
         assert torch.equal(model(prompts[i][0:1]), base[i])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_ridge_edit_writes_the_value_at_every_key(family):
+    model = mi.wrap(random_model(family))
+    prompts, layer = [[3, 4, 5, 6], [9, 8, 7], [2, 6, 1]], 0
+    C = editing.key_covariance(model, [*prompts, [1, 2, 3, 4, 5]], layer)
+    keys = editing.keys_at(model, [[p] for p in prompts], [[1], [2], [0]], layer)
+    value = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    with editing.ridge_edit(model, layer, keys, value, C, 1e-6).on(model):
+        for prompt, end in zip(prompts, (1, 2, 0)):
+            written = mi.record(model, [prompt], ["mlp0"])["mlp0"][0, end]
+            assert torch.allclose(written, value, atol=1e-3)
+    one = editing.ridge_edit(model, layer, keys[:1], value, C, 1e-6).deltas  # of one key it is ROME
+    rome = editing.rank_one_edit(model, layer, keys[0], value, C).deltas
+    assert all(torch.allclose(one[name], delta, atol=1e-3) for name, delta in rome.items())
+
+
 def test_optimised_values_raise_the_target():
     model = mi.wrap(random_model("gpt2"))
     prompts, positions = [[[3, 4, 5, 6], [7, 3, 4, 5, 6]], [[9, 8, 7], [1, 9, 8, 7]]], [[2, 3], [1, 2]]
