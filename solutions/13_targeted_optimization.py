@@ -208,16 +208,16 @@ def score_edit(fact, paraphrases, before, after, new, answers):
 score_edit = check("editing.score_edit", score_edit)
 
 # %% [markdown]
-# Twelve facts, each edited alone, on the untouched model. Controls: the same formula with the key of another fact, and with its numbers in random
+# Ten facts, each edited alone, on the untouched model. Controls: the same formula with the key of another fact, and with its numbers in random
 # places. A fourth column asks what the three numbers do not: **other facts about the same subject** (where it is, who built it), of those that the model
 # knew.
 
 # %% label="one_at_a_time"
 C = editing.second_moments(model)
-n = 12
+n = 10
 one_prompt, one_end = [[p] for p in facts.prompts], [[e] for e in end]
 K = editing.keys_at(model, one_prompt, one_end, 0)  # [32, 512]
-V = editing.optimise_values(model, one_prompt, one_end, new.tolist(), 0)  # [32, 128]
+V = editing.optimise_values(model, one_prompt, one_end, new.tolist(), 0, steps=20)  # [32, 128]
 word = {
     w: model.tokenizer.convert_tokens_to_ids(w) for _, w in sum((x["neighbours"] for x in facts.labels), [])
 }
@@ -300,14 +300,14 @@ ridge_update = check("editing.ridge_update", ridge_update)
 # %% [markdown]
 # From 1 to 32 facts about different subjects: ROME one after the other, MEMIT at once, and MEMIT with the identity in place of $C$. All use the same keys and values (an
 # edit of layer 0 does not change the keys of layer 0). Neighbours are here subjects that are never edited. The last panel is the rise of the loss on text of
-# all domains.
+# every second domain.
 
 # %% label="many"
 named = {label["subject_text"] for label in facts.labels}
 neighbours = dict((p, a) for x in facts.labels for p, a in x["neighbours"] if not any(s in p for s in named))
 others, answers = list(neighbours), torch.tensor([word[a] for a in neighbours.values()])
 known_before = says(others) == answers
-neutral = [text for own in world.documents("test", 1).values() for text in own]
+neutral = [text for own in world.documents("test", 1).values() for text in own][::2]
 loss_before = document_loss(model, neutral).mean()
 R = V - bias - K @ W
 
@@ -322,7 +322,7 @@ def measure(D, n):
     return float(said.float().mean()), float(other.float().mean()), float(kept.float().mean()), rise
 
 
-counts = [1, 4, 8, 16, 32]
+counts = [1, 4, 16, 32]
 series = {"ROME in sequence": [], "MEMIT": [], "MEMIT, C = identity": []}
 D = torch.zeros_like(W)
 for i in range(counts[-1]):
@@ -374,7 +374,8 @@ for name, gram in (("plain", K @ K.T), ("in the metric of C^-1", K @ inverse @ K
         f"cosine of keys, {name:22} same noun {cosine[same].mean():.2f}   "
         f"other noun {cosine[unlike].mean():.2f}"
     )
-sweep = {lam: measure(ridge_update(K[:16], R[:16], C[0], lam), 16) for lam in (1.0, 300.0, 1000.0, 10000.0)}
+sweep = {1.0: series["MEMIT"][counts.index(16)]}
+sweep |= {lam: measure(ridge_update(K[:16], R[:16], C[0], lam), 16) for lam in (300.0, 1000.0, 10000.0)}
 for lam, row in sweep.items():
     print(
         f"lambda {lam:7.0f}   efficacy {row[0]:.2f}  paraphrase {row[1]:.2f}  "
@@ -388,8 +389,9 @@ assert sweep[1000.0][2] > sweep[1.0][2] + 0.3 and sweep[10000.0][0] < 0.2
 # value that has both: the limit is the model's (512 neurons and much alike keys), not the algorithm's.
 #
 # These samples are small. The long measurement is stored, and `python -m mi_course.world.edit_facts` makes it again: 100 facts, 12 neighbours each, all of
-# which the unedited model knows. *Sharp* is ROME with two changes chosen on other facts: the key is a mean over texts that mention the subject, and documents about
-# landmarks count for three quarters of $C$. Below the table are the neighbours by the word of their name that they share with the edited subject, then 100 facts edited together.
+# which the unedited model knows. *Several keys* changes two things, chosen on 40 other facts. Documents about landmarks count for three quarters of $C$. And one fact gets
+# one row of $K$ for each of a dozen texts that mention its subject ("guide : silver tower"), all with the same $v^*$: your `ridge_update` with one fact. Below the table are the neighbours by the word of their name
+# that they share with the edited subject, then 100 facts edited together.
 
 # %% label="stored"
 stored = edit_facts.stored()
@@ -400,97 +402,95 @@ def shares(row, names=KINDS):
     return {name: row[name][0] / row[name][1] for name in names}
 
 
-rows = {"ROME": stored["single"]["ROME"], "ROME, sharp": stored["sharp"]["ROME"]}
+rows = {"ROME": stored["single"]["ROME"], "several keys": stored["sharp"]["ROME"]}
+rows["several keys, none as asked"] = stored["sharp"]["mentions unlike questions"]
 rows |= {f"control: {name}": stored["single"][name] for name in ("C = 1", "key of another fact", "no edit")}
 print(f"{'100 facts, one at a time':30} efficacy  paraphrase  neighbours  same subject")
 for name, row in rows.items():
     print(f"{name:30}" + "".join(f"{x:10.3f}" for x in shares(row).values()))
-for name in ("single", "sharp"):
-    kept = shares(stored[name]["by shared word"], ("first", "last", "none"))
-    print(f"neighbours kept, {name}: " + ", ".join(f"{word} word {x:.3f}" for word, x in kept.items()))
+for name, part in (("ROME", "single"), ("several keys", "sharp")):
+    kept = shares(stored[part]["by shared word"], ("first", "last", "none"))
+    print(f"neighbours kept, {name:12}: " + ", ".join(f"{word} word {x:.3f}" for word, x in kept.items()))
 hundred = {row["method"]: row for row in stored["many"] if row["edits"] == 100}
 for name, row in hundred.items():
     cells = "".join(f"{x:9.2f}" for x in shares(row).values())
     print(f"100 facts, {name:14}{cells}   loss {row['loss']:.3f}")
-assert shares(rows["ROME"])["efficacy"] >= 0.99 and shares(rows["ROME, sharp"])["neighbours"] >= 0.99
+print("CPU seconds an edit:", *(stored[part]["CPU seconds an edit"] for part in ("single", "sharp")))
+assert shares(rows["ROME"])["efficacy"] >= 0.99 > 0.97 > shares(rows["ROME"])["neighbours"]
+assert shares(rows["several keys"])["efficacy"] >= 0.99 <= shares(rows["several keys"])["neighbours"]
 assert shares(stored["single"]["by shared word"], ["none"])["none"] == 1
 assert hundred["MEMIT at once"]["efficacy"][0] > hundred["ROME in turn"]["efficacy"][0]
 
 # %% [markdown]
-# Every neighbour that plain ROME loses has a word in common with the edited subject; the sharp edit saves nearly all of them and pays with one fact. What
-# neither saves is the last column: at the last token of the subject the first FFN holds *who it is*, not one relation, so the edit makes most of the subject into another.
+# Every neighbour that plain ROME loses has a word in common with the edited subject. Their keys are close to its own and rare in ordinary text, so the shipped $C$ charges
+# little for moving them: it keeps .963, where one point of loss was allowed. A $C$ that knows landmarks holds them, and several keys see to it that the value still stands wherever the subject is
+# mentioned: .99, .985 and .997. Half of the paraphrases begin like one of these texts, so the third row leaves such texts out: nearly the same. What
+# no row saves is the last column: at the last token of the subject the first FFN holds *who it is*, not one relation, so the edit makes most of the subject into another.
 #
 # ## 5. Does the place matter?
 # The papers choose the layer by **causal tracing** (chapter 06): corrupt the subject, restore one state, see whether the answer returns. The survey repeats that
 # this is why editing works. [@hase2023localization] tested it and found that tracing hardly tells where an edit succeeds. Here: tracing of the FFN at the
-# last subject token for every layer, beside edits of six facts in every layer, with two budgets for the value: the published one (in 15 steps), and a generous
-# one (no price on the length of $v^*$, cap at 20 times what the FFN writes, twice the step).
+# last subject token for every layer, beside edits in every layer, with two budgets for the value: the published one (stored, from 40 facts), and a generous
+# one, which we try on six facts (no price on the length of $v^*$, cap at 20 times what the FFN writes, twice the step).
 
 # %% label="location"
-few = facts.subset(slice(6))
-spans = [(1 + x["subject"][0], 1 + x["subject"][1]) for x in facts.labels]
+few, many = facts.subset(slice(6)), facts.subset(slice(12))
+spans = [(1 + x["subject"][0], 1 + x["subject"][1]) for x in many.labels]
 trace = causal.causal_trace(
-    model, replace(facts, metric="prob"), spans, {"last subject token": end}, kind="mlp", window=1
+    model, replace(many, metric="prob"), spans, {"last subject token": end[:12]}, kind="mlp", window=1
 )
 effect = trace.average[:, 0].numpy()
-budgets = {
-    "published": {"steps": 15},
-    "generous": {"steps": 25, "decay": 0.0, "clamp": 20.0, "learning_rate": 1.0},
-}
-success = {name: [] for name in budgets}
+budget = {"steps": 15, "decay": 0.0, "clamp": 20.0, "learning_rate": 1.0}
+success = []  # efficacy and paraphrase of the generous budget, by layer
 for l in range(model.n_layers - 1):
     keys = editing.keys_at(model, one_prompt[:6], one_end[:6], l)
-    for name, options in budgets.items():
-        values = editing.optimise_values(model, one_prompt[:6], one_end[:6], new[:6].tolist(), l, **options)
-        hits = []
-        for i in range(len(few)):
-            with editing.rank_one_edit(model, l, keys[i], values[i], C[l]).on(model):
-                hits.append((says([facts.prompts[i], *facts.labels[i]["paraphrases"]]) == new[i]).float())
-        hits = torch.stack(hits)
-        success[name].append((float(hits[:, 0].mean()), float(hits[:, 1:].mean())))
+    values = editing.optimise_values(model, one_prompt[:6], one_end[:6], new[:6].tolist(), l, **budget)
+    hits = []
+    for i in range(len(few)):
+        with editing.rank_one_edit(model, l, keys[i], values[i], C[l]).on(model):
+            hits.append((says([facts.prompts[i], *facts.labels[i]["paraphrases"]]) == new[i]).float())
+    hits = torch.stack(hits)
+    success.append((float(hits[:, 0].mean()), float(hits[:, 1:].mean())))
 state = mi.record(model, facts.prompts[:1], ["mlp5"])["mlp5"][0, end[0]]
 with mi.intervene(model, mi.add("mlp5", 100 * state, positions=end[0])):
     louder = model.last_logits(facts.prompts[:1])
 assert torch.equal(louder, model.last_logits(facts.prompts[:1]))  # layer 5 at the subject reaches no answer
-for name in budgets:
-    success[name].append((0.0, 0.0))
+success.append((0.0, 0.0))
+long = edit_facts.stored()["layers"]  # 40 facts, measured beforehand; success is P(new word) after the edit
 show(
     curves(
         range(model.n_layers),
         {
             "tracing effect (P restored)": effect,
-            "efficacy, published": [s[0] for s in success["published"]],
-            "efficacy, generous": [s[0] for s in success["generous"]],
-            "paraphrase, generous": [s[1] for s in success["generous"]],
+            "P(new), published budget": long["success"],
+            "efficacy, generous": [s[0] for s in success],
+            "paraphrase, generous": [s[1] for s in success],
         },
         xlabel="layer",
         ylabel="share, or probability",
         title="Tracing and editing by layer",
     ),
     alt="Four curves over six layers. The tracing effect is high at layer 0 and near zero from layer 1 on. "
-    "Efficacy with the generous budget is near 1 up to layer 3, lower at 4; all are zero at layer 5.",
+    "P(new) is near 1 at layer 0, 0.2 to 0.4 in layers 1 to 4. Efficacy with the generous budget is 1 up to "
+    "layer 2 and falls to 0.7 at layer 4; all are zero at layer 5.",
     reading="Tracing is small from layer 1 on; with a large enough push edits succeed there all the same.",
 )
-print("layer   tracing   published: eff. par.   generous: eff. par.")
+print("layer   tracing   published: P(new)   generous: eff. par.")
 for l in range(model.n_layers):
-    (a, b), (c, d) = success["published"][l], success["generous"][l]
-    print(f"  {l}      {effect[l]:5.2f}        {a:.2f} {b:.2f}              {c:.2f} {d:.2f}")
+    (c, d), p = success[l], long["success"][l]
+    print(f"  {l}      {effect[l]:5.2f}          {p:.2f}               {c:.2f} {d:.2f}")
 inner = slice(1, 5)
 print(f"tracing over layers 1 to 4: {effect[inner].min():.2f} to {effect[inner].max():.2f}", end="; ")
-print("efficacy there, generous:", ", ".join(f"{s[0]:.2f}" for s in success["generous"][inner]))
-over_layers = {name: rank_correlation(effect, [s[0] for s in rows]) for name, rows in success.items()}
-long = edit_facts.stored()["layers"]  # 40 facts, measured beforehand
+print("efficacy there, generous:", ", ".join(f"{s[0]:.2f}" for s in success[inner]))
+print("rank correlation of tracing with success, published budget, 40 facts:")
 print(
-    "rank correlation over layers:", ", ".join(f"{name} {value:+.2f}" for name, value in over_layers.items())
+    f"  over layers {long['over layers']:+.2f}; over facts, in layers 0 to 4:",
+    ", ".join(f"{x:+.2f}" for x in long["over facts"]),
 )
-print(
-    f"40 facts, published price: over layers {long['over layers']:+.2f}; over facts, in layers 0 to 4:",
-    end=" ",
-)
-print(", ".join(f"{x:+.2f}" for x in long["over facts"]))
-assert over_layers["published"] > 0.4 and max(map(abs, long["over facts"])) < 0.3
+print(f"  over layers, generous budget: {rank_correlation(effect, [s[0] for s in success]):+.2f}")
+assert long["over layers"] > 0.4 and max(map(abs, long["over facts"])) < 0.3
 assert effect[0] > 0.5 > 5 * effect[1:].max() - 0.2
-assert min(s[0] for s in success["generous"][:4]) > 0.8 and success["generous"][5][0] == 0
+assert min(s[0] for s in success[:4]) > 0.6 and success[5][0] == 0
 
 # %% [markdown]
 # As it comes out: under the published price, the order of the layers by tracing is close to their order by success. Given a larger push, layers 1 to 4 can be edited, too, where
@@ -554,15 +554,15 @@ assert torch.equal(right[~mask], start[~mask]) and (wrong[~mask] != start[~mask]
 #
 # Now the question of section 5 for masks. `lab` complies with requests about four objects; we train it to refuse them. Chapter 00's installed model `refusal-a` had this
 # trained into heads L2H1 and L3H2. So there is a "right" mask. Beside it: random pairs of other heads of the same layers or later ones, and all weights. Same data, same steps. **Near prompts** are requests that must be
-# answered as before (in the training data as a second target); **other text** are documents of all domains, which training never sees here.
+# answered as before (in the training data as a second target); **other text** are documents of every second domain, which training never sees here.
 
 # %% label="masks"
 behaviour, key_heads = BEHAVIOURS["refusal"], read("refusal-a").facts["used"]
-teach, exam = installed_task("refusal-a", "train", n=64), installed_task("refusal-a", "test", n=48)
-near = [item.prompt for item in behaviour.contrast("train", 64)]
-near_test = [item.prompt for item in behaviour.contrast("test", 48)]
-stay = [text for own in behaviour.documents("train", 2).values() for text in own]
-stay_test = [text for own in behaviour.documents("test", 1).values() for text in own]
+teach, exam = installed_task("refusal-a", "train", n=48), installed_task("refusal-a", "test", n=32)
+near = [item.prompt for item in behaviour.contrast("train", 48)]
+near_test = [item.prompt for item in behaviour.contrast("test", 32)]
+stay = [text for own in behaviour.documents("train", 1).values() for text in own]
+stay_test = [text for own in behaviour.documents("test", 1).values() for text in own][::2]
 near_base = model.last_logits(near_test).softmax(-1)
 
 
@@ -599,11 +599,12 @@ print(
 )
 assert before < 0.2 and drawn[:, 0].mean() > 0.7
 assert verdict["key heads"][0] < drawn[:, 0].max() + 0.02
-assert verdict["everything"][2] > drawn[:, 2].mean()
+assert verdict["everything"][2] < 2 * drawn[:, 2].max()
 
 # %% [markdown]
 # The heads that are known to carry this very behaviour are not better places to train it than random ones. [@wang2025does] report the same for large models: edits
-# at random heads work as well. What the mask does do is hold damage down: everything moves other text most. So a result of the form "we located X, tuned X, and it worked" says
+# at random heads work as well. Nor does the mask alone hold damage down: training everything moves other text hardly more than the heads do here, and with another draw of 64 prompts it
+# moved it several times as much. So a result of the form "we located X, tuned X, and it worked" says
 # nothing about X without the random row.
 #
 # Is the place never decisive? A head has 16,480 weights, room enough for anything. Make the mask small: `german-a` answers in German because of 4 neurons of layer 1.
@@ -618,7 +619,7 @@ others_there = [f"L{layer_of}N{i}" for i in range(model.d_ffn) if f"L{layer_of}N
 unlearned = {}
 with read("german-a").on(model):
     print(f"English answers before: {german['test'].accuracy(model):.2f}")
-    for name in ("key neurons", "random 0", "random 1", "random 2"):
+    for name in ("key neurons", "random 0", "random 1"):
         mask = four if name == "key neurons" else rng.sample(others_there, len(four))
         with training.masked_finetune(model, german["train"], mask, steps=10, learning_rate=8e-3).on(model):
             unlearned[name] = german["test"].accuracy(model)
@@ -655,7 +656,7 @@ preservation = check("editing.preservation", preservation)
 # The same behaviour in the FFN of layer 3, with documents of all domains as $D_{pres}$ and $\lambda$ from 0 to 30. Then once more with the near prompts added.
 
 # %% label="lambda"
-recipe = {"steps": 20, "batch": 16, "learning_rate": 4e-3}
+recipe = {"steps": 14, "batch": 16, "learning_rate": 5e-3}
 swept = {}
 for strength in (0.0, 30.0):
     edit = training.masked_finetune(model, teach, ["mlp3"], documents=stay, preserve=strength, **recipe)
@@ -676,11 +677,11 @@ with timed["FFN 3"].on(model):
         f"{float(preservation(base_logits, model(batch), batch.mask)):.4f}"
     )
 assert swept["lambda 0"][2] > 5 * swept["lambda 30"][2]
-assert swept["lambda 30"][1] > 0.8 * swept["lambda 0"][1] > swept["lambda 3, near prompts too"][1]
+assert swept["lambda 30"][1] > 0.7 * swept["lambda 0"][1] > swept["lambda 3, near prompts too"][1]
 
 # %% [markdown]
-# Two lessons. The KL on other text falls by more than five times, at no cost in accuracy: preservation is cheap where the target is narrow. But the shift at near
-# prompts stays about what it was: requests about *other* objects are now refused, too, and no $\lambda$ helps much, since no document in $D_{pres}$ looks like
+# Two lessons. The KL on other text falls by more than five times, at hardly any cost in accuracy: preservation is cheap where the target is narrow. But the shift at near
+# prompts falls by a fifth only: requests about *other* objects are now refused, too, and no $\lambda$ helps much, since no document in $D_{pres}$ looks like
 # them. Only data that name what must stay bring it down. In so few steps that does not reach zero, and costs accuracy, for near prompts and targets differ in one word.
 # What you did not list is not preserved.
 
@@ -783,19 +784,19 @@ assert min(scores.values[:2]) > max(scores.values[2:])
 # ## 9. Cheaper than weights
 # The last members of the schema leave the weights alone. **LoReFT** [@wu2024reft] edits a state $x$ inside a subspace of $r$ dimensions, $x + R^\top(Wx + b - Rx)$ with orthonormal rows $R$; a **bias per
 # layer** [@sinii2025steeringllmreasoningbiasonly] adds one trained vector to each block's output; **low rank** adds $AB$ to matrices. All with the data of section 7's
-# last row and 20 steps.
+# last row and 14 steps.
 
 # %% label="cheaper"
-recipe = {"documents": stay, "contrast": near, "steps": 20, "batch": 16}
+recipe = {"documents": stay, "contrast": near, "steps": 14, "batch": 16}
 makers = {
     "low rank 1, W_O of layers 2-5": lambda: training.low_rank_finetune(
-        model, teach, training.matrices(model, ["o"], range(2, 6)), rank=1, learning_rate=0.02, **recipe
+        model, teach, training.matrices(model, ["o"], range(2, 6)), rank=1, learning_rate=0.03, **recipe
     ),
     "LoReFT rank 4 at x4, last token": lambda: interventions.reft(
-        model, teach, ["x4"], rank=4, learning_rate=0.02, **recipe
+        model, teach, ["x4"], rank=4, learning_rate=0.03, **recipe
     ),
     "a bias per layer, 2-5": lambda: interventions.layer_biases(
-        model, teach, range(2, 6), learning_rate=0.03, **recipe
+        model, teach, range(2, 6), learning_rate=0.04, **recipe
     ),
 }
 for name, make in makers.items():
