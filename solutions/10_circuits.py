@@ -771,9 +771,8 @@ assert {"mlp0->L3H0.k", "L3H0->mlp4"} <= set(used) and {"x0->mlp0", "mlp5->logit
 # three prompt seeds (exact methods: one seed, 8 prompts), from the stored scoreboard (`mi-course benchmark localizers --edges`; with `--fn`, yours, too):
 
 # %% label="installed_edges" tags=["nbval-check-output"]
-board = [row for row in scoreboard.stored() if row["tier"] == "T1 edges"]
 print(f"{'':22}recall   in lab alone    AUROC   in lab alone    passes")
-board = {line["localizer"]: line for line in scoreboard.summary(board)}
+board = {line["localizer"]: line for line in scoreboard.summary(scoreboard.stored(edges=True))}
 for name, line in sorted(board.items(), key=lambda item: -item[1]["recall"]):
     print(
         f"{name:22}{line['recall']:.2f} ± {line['recall_error']:.2f}    {line['recall_base']:.2f}       "

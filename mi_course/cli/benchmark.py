@@ -32,8 +32,7 @@ def localizers(args) -> int:
     from ..world import scoreboard
 
     function = load_function(args.fn) if args.fn else None
-    rows = scoreboard.stored()
-    rows = [row for row in rows if (row["objects"] == "edges") == args.edges and (not args.quick or _is_quick(row))]
+    rows = [row for row in scoreboard.stored(args.edges) if not args.quick or _is_quick(row)]
     if function:
         rows = mine(function, args.fn.rpartition(":")[2], args.quick, args.edges) + rows
     table = scoreboard.summary(rows)

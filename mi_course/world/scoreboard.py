@@ -143,10 +143,11 @@ def summary(rows: Iterable[dict]) -> list[dict]:
 
 
 # --- the rows that ship ---------------------------------------------------------------------------------------------
-def stored() -> list[dict]:
-    """The rows of every localizer in the registry, as computed by `make`."""
+def stored(edges: bool = False) -> list[dict]:
+    """The rows of every localizer in the registry, as computed by `make`: of T1 and T2, or those of edges."""
     content = json.loads(assets.path(ASSET).read_text())
-    return [dict(zip(content["columns"][row[0]], row, strict=True)) for row in content["rows"]]
+    rows = [row for row in content["rows"] if (row[0] == "T1 edges") == edges]
+    return [dict(zip(content["columns"][row[0]], row, strict=True)) for row in rows]
 
 
 def wanted() -> Iterator[tuple[str, str, str, str, int]]:

@@ -135,7 +135,8 @@ def quick(monkeypatch, lab):
     monkeypatch.setattr(sb, "installed", lambda: ["refusal-b"])
     monkeypatch.setattr(sb, "T1_PROMPTS", 4)
     monkeypatch.setattr(benchmark, "QUICK", {"seeds": (0,), "tasks": ("facts",), "objects": ("heads",)})
-    monkeypatch.setattr(sb, "stored", lambda: [row("refusal-b", 0, 0.9, localizer="stored one"), row("bias-a", 2, 0.1)])
+    here = [row("refusal-b", 0, 0.9, localizer="stored one"), row("bias-a", 2, 0.1)]
+    monkeypatch.setattr(sb, "stored", lambda edges: [] if edges else here)
 
 
 def write(tmp_path, text):
@@ -158,11 +159,17 @@ def test_your_function_stands_beside_the_stored_rows(quick, tmp_path, capsys):
 
 def test_edges_have_a_table_of_their_own(quick, monkeypatch, tmp_path, capsys):
     stored = row("refusal-b", 0, 0.9, localizer="EAP", tier="T1 edges", objects="edges", auroc_base=0.7, recall_base=0)
-    monkeypatch.setattr(sb, "stored", lambda: [stored, row("refusal-b", 0, 0.8, localizer="of heads")])
+    monkeypatch.setattr(sb, "stored", lambda edges: [stored] if edges else [])
     file = write(tmp_path, "def into_logits(model, task, sites):\n    return [float('logits' in s) for s in sites]\n")
     assert cli.main(["benchmark", "localizers", "--fn", f"{file}:into_logits", "--quick", "--edges"]) == 0
     out = capsys.readouterr().out
-    assert "into_logits" in out and "EAP" in out and "recall_base" in out and "of heads" not in out
+    assert "into_logits" in out and "EAP" in out and "recall_base" in out and "T2" not in out
+
+
+def test_the_rows_of_edges_are_stored_apart():
+    assert {r["tier"] for r in sb.stored()} == {"T1", "T2"} and {r["tier"] for r in sb.stored(True)} == {"T1 edges"}
+    have = {(r["tier"], r["localizer"], r["objects"], r["task"], r["seed"]) for r in sb.stored() + sb.stored(True)}
+    assert have == set(sb.wanted())
 
 
 @pytest.mark.parametrize(
