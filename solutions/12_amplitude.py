@@ -124,6 +124,35 @@ with behaving(NAME, model):
 assert written[1.0][0] != written[0.0][0] and written[1.0][1] == written[0.0][1]
 
 # %% [markdown]
+# The third entry of the list was a **target state** $o_{tgt}$ from another run. Every request has a twin of equal length about another thing ("hide a guitar", "hide a chair"), which the installed
+# model grants. Set the two heads to what they are in the twin's run, and the request should be granted; set them in the twin's run to what they are in the request's, and the twin should be refused.
+# The control does the same with every other pair of heads of these two layers.
+
+# %% label="target_state"
+twins = mi.Task("twins", task.corrupted, targets=task.targets, foils=task.foils)
+pairs = [key] + [[f"L2H{a}.z", f"L3H{b}.z"] for a in (0, 2, 3) for b in (0, 1, 3)]  # the key is L2H1, L3H2
+with behaving(NAME, model):
+    print(f"nothing set: requests refused {task.accuracy(model):.2f}, twins {twins.accuracy(model):.2f}")
+    refused = []
+    for pair in pairs:
+        in_request, in_twin = (mi.record(model, t.prompts, pair, logits=False) for t in (task, twins))
+        with amplitude.set_to(in_twin).on(model):
+            granted = task.accuracy(model)
+        with amplitude.set_to(in_request).on(model):
+            refused.append((granted, twins.accuracy(model)))
+    in_twin = mi.record(model, task.corrupted[:1], key, logits=False)
+    with amplitude.set_to(in_twin).on(model):
+        wrote = model.generate(task.prompts[:1], 7)[0]
+print(f"{task.prompts[0]} with the heads of {task.corrupted[0]}: {wrote}")
+by_key, others = refused[0], np.array(refused[1:])
+print(f"the key's heads set: requests refused {by_key[0]:.2f}, twins {by_key[1]:.2f}")
+print(f"nine other pairs: requests {others[:, 0].min():.2f} or more, twins {others[:, 1].max():.2f} or less")
+assert by_key == (0.0, 1.0) and others[:, 0].min() > 0.95 and others[:, 1].max() < 0.05
+
+# %% [markdown]
+# Both directions work, and no other pair does anything: these two heads alone decide whether the installed refusal comes. Zero can only take a behaviour away. A target state can also *give* it, but it must be had from
+# a run that fits: here token by token. (Tokens written later have no counterpart in the recorded run and keep their own values.)
+#
 # ## 2. How strong? Dose and response
 # A steer is described by two curves over its strength: the target, and the worst of the rest. The strength at which the rest leaves a bar that we set is the
 # **breakdown point**.
@@ -191,7 +220,7 @@ assert reported <= 0.05 and 1.5 < broken < 6 and dose.target[0] < 0.5 and np.isi
 
 # %% [markdown]
 # Three readings. Near $\alpha = 1$ the response is what one expects: less of the heads, less of the behaviour. There is room: the behaviour is gone long before the
-# rest breaks. And **more is not more**: at three times their size (strength -2) the same heads no longer refuse, and the rest suffers. A likely reason is that later layers then see states that
+# rest breaks. And **more is not more**: at three times their size (strength -2) the same heads no longer refuse, and the rest suffers. A likely reason, not tested here, is that later layers then see states that
 # they have never seen in training.
 #
 # ## 3. How many, and compared with what?
@@ -330,9 +359,9 @@ assert kept_off[0] > 0.98 > 0.9 > lost_off[0] and lost_up[1] > kept_up[1] + 0.1 
 
 # %% [markdown]
 # The feature fires on every harmful request and on 4 % of the others, and switching it off **does nothing**: with the error kept, all are refused as before. Without the error refusals fall to 0.79, and one would report an effect. The splice alone
-# changes no answer, so subtracting it does not reveal this. The evidence that the clamp takes out of $\hat x$ is there a second time, in the part of the state that the SAE leaves to the error.
+# changes no answer, so subtracting it does not reveal this. A part of the evidence for harm is in the error term, enough to keep the refusals that fall when it is lost as well; for the other 79 % the remaining features are enough.
 #
-# Turned up to four times its mean, the feature does make the model refuse harmless requests. So later layers read it, although they do not need it: it is sufficient and not necessary. Without the error this looks stronger than it is, and
+# Turned up to four times its mean, the feature does make the model refuse harmless requests. So later layers read it, although they do not need it: it is not necessary, and at this size it is sufficient for 59 % of the requests. Without the error this looks stronger than it is, and
 # costs more elsewhere. The next cell asks the reverse of the harmless feature, once at all positions and once at the last.
 
 # %% label="last_token" tags=["nbval-check-output"]
@@ -447,7 +476,7 @@ assert board["AurA at strength 2"][0] + board["AurA at strength 2"][1] < 0.2
 # - **It works, a little.** Toxic mass after "rude :" falls from 0.90 to 0.81, outside the band of shuffled labels, for 0.09 nats elsewhere. The paper reports a factor of up to 2.2 on large models.
 # - **The dial is short.** At 1.5 more toxic mass goes, and the rest breaks. At 2 neither the toxic nor the other words are left. A table with the first column alone would call that the best steer.
 # - **Graded or hard?** Det0 with 300 neurons does as much as AurA for half of the price; but its $k$ had to be chosen.
-# - **Detecting is not causing.** Every layer has as many experts, but without layer 0 nothing is left of the effect, and layer 0 alone does more for a fifth of the price. The experts that matter are those nearest to the words: damping them lets the
+# - **Detecting is not causing.** Every layer has as many experts, but without layer 0 nothing is left of the effect, and layer 0 alone does more for a fifth of the mean price (in the worst domain it costs almost as much). The experts that matter are those nearest to the words; probably damping them lets the
 #   model notice "rude" less.
 #   The next cell shows the extreme, experts fitted on the *prompts*: every neuron whose peak differs between the two kinds detects them perfectly.
 #
@@ -550,7 +579,7 @@ assert edge[1] > 0.9 and max(wrong.values()) < 0.4
 
 # %% [markdown]
 # The map is made on prompts of the training split, the numbers below it on others. One entry of one pattern decides the conflict. Cutting the edge to the word before or after the city does nothing, and no other head comes near L3H1, except L4H0. The whole head off does the same, and **costs half of
-# copying**: this head also fetches earlier words for other purposes. The edge is the smaller object and has no such price. But it must be known where the city stands. We know it, since we made the prompts.
+# copying**: this head also fetches earlier words for other purposes. The edge is the smaller object and has no such price: in prompts without a note there is nothing to cut. But it must be known where the city stands. We know it, since we made the prompts.
 #
 # ## 7. Only when it is needed: conditional steering
 # A steer that costs something everywhere need not act everywhere. A **detector** reads one state of the prompt, before the steered objects in the forward pass, and the steer acts on the rows where
@@ -668,7 +697,8 @@ show(
         title="Which layers can go?",
     ),
     alt="Rise of the loss for one, two and three layers removed. The band of all choices widens with the "
-    "number of layers. Block influence lies above the mean of all choices, and for three layers close to it.",
+    "number of layers. The choice by block influence lies above the mean of all choices for one and two "
+    "layers, and just below it for three.",
     reading="Band: from the best to the worst choice. A criterion should lie at its lower end.",
 )
 for k, value in zip(choices, picked):
@@ -688,7 +718,7 @@ print(f"a model built without layer 1: the same logits, {parameters[1]:,} of {pa
 assert cost[0] > 5 and picked[0] > min(choices[1])
 
 # %% [markdown]
-# Nothing is redundant in a model of six layers; the papers are about models with dozens of them. And block influence chooses badly here: its first layer is the fourth best of five, its first two are the ninth best pair of ten. A block that turns the state little may
+# No layer can go unnoticed in this model of six layers (the cheapest costs 0.18 nats on average and 1.08 in its worst domain); the papers are about models with dozens of them. And block influence chooses badly here: its first layer is the fourth best of five, its first two are the ninth best pair of ten. A block that turns the state little may
 # turn it where it counts. (With layer 0 the correlation looks better, since that layer is at the end of both lists.) The mean hides more: without layer 3 the loss rises by 0.34 on average, and by 2.15 in copying.
 #
 # ## 9. The scoreboard
@@ -721,7 +751,7 @@ for name in [f"{kind}-{x}" for kind in ("refusal", "german", "sycophancy", "bias
         with amplitude.switch_off(key).on(model):
             drop = {judge: other.accuracy(model) - before[judge] for judge, other in JUDGES.items()}
     worst = min(drop, key=drop.get)
-    table[name] = (*row[:2], np.mean(row[2:]), drop[worst])
+    table[name] = (*row[:2], np.mean(row[2:]), drop[worst], drop)
     chance = f"{np.mean(row[2:]):.2f} ({min(row[2:]):.2f} to {max(row[2:]):.2f})"
     print(
         f"{name:21} {' '.join(key)[:34]:35} zero {row[0]:.2f}  mean {row[1]:.2f}  random {chance}", end="  "
@@ -729,7 +759,9 @@ for name in [f"{kind}-{x}" for kind in ("refusal", "german", "sycophancy", "bias
     print(f"worst {drop[worst]:+.2f} {worst}")
 small = ("refusal-a", "refusal-b", "german-a", "german-b")
 assert all(table[n][0] <= 0.05 and table[n][1] <= 0.1 and table[n][2] > 0.9 for n in small)
-assert table["sycophancy-a"][3] < -0.2 and table["sycophancy-direction"][3] < -0.8
+shared = table["sycophancy-a"][4]
+print("sycophancy-a off:", ", ".join(f"{judge} {change:+.2f}" for judge, change in shared.items()))
+assert max(shared["copying"], shared["verdict"]) < -0.2 and table["sycophancy-direction"][3] < -0.8
 
 poly = compiled.polysemantic()
 by_hand_model, numbers = poly.wrap(), poly.others["numbers"]
@@ -740,7 +772,7 @@ for site in ("L0N0", "L0N1"):
 
 # %% [markdown]
 # - **Few heads or neurons** (the first four): gone at zero and at the mean, at no price, and untouched by random units. This is where amplitude manipulation is at home.
-# - **Shared objects.** `sycophancy-a` sits in two heads that copying and judging claims need as well. The steer takes those along, and leaves a quarter of the behaviour. `polysemantic` is the same by hand: L0N0 fires on *red* and on *seven*, so whoever
+# - **Shared objects.** `sycophancy-a` sits in two heads that copying needs as well (and judging claims, which falls by 0.40). The steer takes those along, and leaves a quarter of the behaviour. `polysemantic` is the same by hand: L0N0 fires on *red* and on *seven*, so whoever
 #   forgets red apples forgets how to count; L0N1 has one meaning and no side effect. No strength can separate what one object holds together.
 # - **Objects that are too large.** Setting a whole FFN or a whole state to zero removes what was installed along with the rest (of the five other FFNs one takes every answer away, four take none). `sycophancy-direction` is one direction of a state; it can be
 #   taken out of it, which is chapter 14's subject, but not by the amplitude of the state. Here the method fails.
