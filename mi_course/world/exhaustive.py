@@ -51,7 +51,7 @@ LEFT_OUT = {
 }
 OBJECTS = ("heads", "ffns", "neurons", "edges")
 KINDS = ("zero", "mean", "resample")
-PROMPTS = {"heads": 64, "ffns": 64, "neurons": 32, "edges": 32}  # from the test split, seed 0
+PROMPTS = 64  # from the test split, seed 0
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def _whole(site: str) -> str:
 def make(model: Model, file: Path, tasks: Sequence[str], objects: str, kind: str, n: int | None = None) -> None:
     """Add the maps that `file` lacks: every task with these objects and this kind of ablation. Each is stored at once.
 
-    n: prompts, instead of those of `PROMPTS`. Raises ValueError when `file` holds maps of another model.
+    n: prompts, instead of `PROMPTS`. Raises ValueError when `file` holds maps of another model.
     """
     tensors, facts = {}, {"fingerprint": model.fingerprint(), "sites": {}, "maps": {}}
     if file.exists():
@@ -200,7 +200,7 @@ def make(model: Model, file: Path, tasks: Sequence[str], objects: str, kind: str
         tensors, facts = _open(file)
         check(facts, model)
     for name in tasks:
-        key, task = f"{name}|{objects}|{kind}", world_task(name, "test", n or PROMPTS[objects])
+        key, task = f"{name}|{objects}|{kind}", world_task(name, "test", n or PROMPTS)
         if facts["maps"].get(key, {}).get("prompts") == len(task):
             continue
         chosen = sites(model, objects)

@@ -108,7 +108,7 @@ def test_the_shipped_map_holds_what_the_plan_says(lab):
     stored = ex.stored(lab)
     for objects, kind, tasks in ex.PLAN:
         for name in tasks:
-            assert stored[f"{name}|{objects}|{kind}"]["prompts"] == ex.PROMPTS[objects]
+            assert stored[f"{name}|{objects}|{kind}"]["prompts"] == ex.PROMPTS
     for objects, count in (("heads", 24), ("ffns", 6), ("neurons", 3072), ("edges", 1108)):
         assert len(ex.exhaustive("facts", objects, model=lab)) == count
     assert len(ex.exhaustive("facts", "heads", "resample", mi.load("lab-llama"))) == 24
@@ -126,7 +126,7 @@ SAMPLES = [
 def test_the_shipped_map_equals_a_fresh_computation(lab, name, objects, kind):
     scores, errors = (read(name, objects, kind, lab) for read in (ex.exhaustive, ex.standard_errors))
     chosen = random.Random(name).sample(scores.sites, 3)
-    found = ex.effects(lab, world_task(name, "test", ex.PROMPTS[objects]), chosen, kind)
+    found = ex.effects(lab, world_task(name, "test", ex.PROMPTS), chosen, kind)
     assert [scores[site] for site in chosen] == pytest.approx(found.mean(1).tolist(), abs=1e-3)
     error = found.std(1) / found.shape[1] ** 0.5
     assert [errors[site] for site in chosen] == pytest.approx(error.tolist(), abs=1e-3)
