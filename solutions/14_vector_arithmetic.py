@@ -37,7 +37,7 @@ from mi_course.world.steering_tasks import steering_task
 
 torch.manual_seed(0)
 model = mi.load()
-SPLITS = {"train": 200, "validation": 60, "test": 100}
+SPLITS = {"train": 200, "validation": 40, "test": 100}
 harmful = {s: world.task("refusal_harmful", s, n=n) for s, n in SPLITS.items()}
 harmless = {s: world.task("refusal_harmless", s, n=n) for s, n in SPLITS.items()}
 texts = {
@@ -56,7 +56,7 @@ def refused(prompts, *edits):
 def loss(split, *edits):
     """Loss on documents of all domains but requests, nats per token."""
     with mi.intervene(model, *edits):
-        return document_loss(model, texts[split]).mean().item()
+        return document_loss(model, texts[split], len(texts[split]) // 4).mean().item()
 
 
 ask, plea = harmful["validation"].prompts, harmless["validation"].prompts
@@ -294,9 +294,9 @@ def band_of(draws):
 show(
     curves(DIAL, lines, null=band_of(noise), neutral=0.0, xlabel="strength, |push| / |x|", ylabel="0 to 1",
            title="Success, and what is left of the rest"),
-    alt="Four lines over the strength from 0 to 2. Success rises to 1 at 0.2. Fluency stays at 1 until 0.75 "
-    "and falls to 0 at 1.5; what is kept falls steadily. Their harmonic mean is an inverted U with its top "
-    "near 0.2.",
+    alt="Four lines over the strength from 0 to 2. Success rises to nearly 1 at 0.2. Fluency stays at "
+    "1 until 0.75 and falls to 0 at 1.5; what is kept falls steadily. Their harmonic mean is an "
+    "inverted U with its top at 0.2 to 0.3.",
     reading="The top of the dotted line is where to steer. From 1 on the model refuses in words that are no "
     "language, and some random vectors bring about refusals, too.",
 )  # fmt: skip
@@ -393,8 +393,8 @@ assert torch.cosine_similarity(sources["LDA probe, pattern"], m3, dim=0) > 0.95
 
 # %% [markdown]
 # The trained vector is shorter, works as well, and has a cosine of only about 0.5 with the mean difference: many directions steer, and what
-# steers need not be what the model's own states differ by. The LDA probe steers least among these and leaves most refusals standing when
-# removed; its pattern is the mean difference again.
+# steers need not be what the model's own states differ by. The LDA probe as it comes steers nothing, and leaves six in ten refusals
+# standing when removed; its pattern is the mean difference again.
 #
 # The figure shows the SAE vector by the number of features, beside the mean difference (dashed) and the band of vectors made of other live
 # features at random, each with its own $\delta_j$, at the same length.
@@ -427,8 +427,8 @@ print("longest features:", ", ".join(f"{k}: {x:.2f}" for k, x in zip(KS, chosen)
 assert max(chosen) <= at_length(m3) and np.mean(chosen) > np.mean(by_luck) + 0.3
 
 # %% [markdown]
-# What this says, and what it does not. At equal length the difference in means beats the SAE, with all features as with few: the error
-# term, which the SAE does not reconstruct, carried part of the behaviour. At 1.5 times the length both reach 1, so the gap is one of
+# What this says, and what it does not. At equal length the difference in means does better than the SAE with all features: the error
+# term, which the SAE does not reconstruct, carried part of the behaviour. Few features lie below it too, with two by one prompt of forty only. At 1.5 times the length both reach 1, so the gap is one of
 # strength. A single feature leaves most refusals standing when it is *removed*. AxBench found the same order on Gemma 2 for hundreds of
 # concepts, and that **prompting beats both** ([@wu2025axbench]). "A more precise way", as the survey calls SAE steering, is not borne out.
 # Whether a prompt beats the vector in `lab`, with equal data for each method and side effects counted, is measured in chapter 15.
@@ -491,7 +491,7 @@ for left_out in (None, *WRITERS):
 assert refused(ask) == 1.0  # the weights are back
 
 # %% [markdown]
-# Only all six kinds together remove the direction. Leave out $W_O$, and almost half of the refusals come back; leave out $W_{out}$, and the
+# Only all six kinds together remove the direction. Leave out $W_O$, and four in ten refusals come back; leave out $W_{out}$, and the
 # last state has a large part along r again, which refusal does not happen to read. Whether a forgotten writer matters depends on the
 # behaviour; whether hook and weights are equal does not. Three remarks. `W_E` is tied to the unembedding in many models, `lab` among them.
 # The edit changes what the embedding *writes* and leaves the unembedding as it was; saved as a checkpoint, the model must untie the two.
@@ -580,7 +580,7 @@ for alpha in (2.0, 4.0, 8.0):
 assert refused(plea, shift.scaled(4.0)) > 0.9
 
 # %% [markdown]
-# At $\alpha = 4$ four heads are enough, and random directions in the same heads do nothing. At 8 the loss has risen by 0.6, and random
+# At $\alpha = 4$ four heads are enough, and random directions in the same heads next to nothing. At 8 the loss has risen by 0.6, and random
 # directions may bring about refusals as well: there the model is broken, not steered.
 #
 # **Layer contrast** (DoLa, [@chuang2024dola]) changes no state at all. While the model writes, it reads an early layer with the logit lens
@@ -709,12 +709,14 @@ for title, edits, names in (("three disjoint masks", three, NAMES),
         edit = merged(edits, f)
         row = {name: has(name, edit) for name in names}
         print(f"  {rule:5}", "   ".join(f"{name} {value:.2f}" for name, value in row.items()))
+        if rule == "mean":
+            of_mean = row
         if rule == "TIES":
             assert min(row.values()) > 0.95
             mine = edit
 theirs = merging.ties(conflict, 1.0).deltas
 assert all(torch.allclose(d, mine.deltas[n], atol=1e-6) for n, d in theirs.items())
-assert cured == has("sycophancy-a") and has("refusal-a", merged(conflict, MERGES["mean"])) < 0.05
+assert cured == has("sycophancy-a") and of_mean["refusal-a"] < 0.05  # of the planted conflict
 
 # %% [markdown]
 # Negation gives back the base. Where masks are disjoint, sum and TIES lose nothing, and the mean keeps a third of each change, which is too

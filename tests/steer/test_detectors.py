@@ -39,10 +39,11 @@ def test_aura_damps_the_planted_expert_alone(planted):
 def test_peaks_leave_out_padding_and_first_tokens():
     model = mi.wrap(random_model("llama"))
     prompts = [[3, 4, 5, 6, 7], [9, 8]]
-    found = detectors.peaks(model, prompts, ["neurons1"], skip=1)["neurons1"]
-    for prompt, row in zip(prompts, found):
-        own = mi.record(model, [prompt], ["neurons1"])["neurons1"][0]
-        assert torch.allclose(row, own[1:].amax(0), atol=1e-5)
+    for skip in (0, 1):  # at 0 nothing but the mask keeps the padding out
+        found = detectors.peaks(model, prompts, ["neurons1"], skip=skip)["neurons1"]
+        for prompt, row in zip(prompts, found):
+            own = mi.record(model, [prompt], ["neurons1"])["neurons1"][0]
+            assert torch.allclose(row, own[skip:].amax(0), atol=1e-5)
     with pytest.raises(ValueError, match="skip=2"):
         detectors.peaks(model, prompts, ["neurons1"], skip=2)
 

@@ -42,6 +42,9 @@ def test_heads_that_tell_the_kinds_apart_are_chosen_and_alpha_is_the_strength():
     shuffled = {site: z[torch.randperm(200, generator=g)] for site, z in plain.items()}
     found = hs.separation(moved, shuffled)
     assert found["L0H1.z"] > 0.99 and all(abs(found[s] - 0.5) < 0.15 for s in ("L0H0.z", "L0H2.z"))
+    # few prompts and many coordinates: on the prompts of the means, noise would be told apart perfectly
+    few = [{f"L0H{h}.z": torch.randn(8, 64, generator=g) for h in range(40)} for _ in range(2)]
+    assert abs(sum(hs.separation(*few).values()) / 40 - 0.5) < 0.1
     model = mi.wrap(random_model("gpt2"))
     steer = hs.iti(model, UP, DOWN, k=3, positions="generated")
     assert len(steer.edits) == 3

@@ -114,6 +114,12 @@ def test_training_starts_neutral(kind):
         torch.testing.assert_close(model(PROMPTS), wrapped("llama")(PROMPTS), rtol=1e-4, atol=1e-4)
 
 
+def test_layer_biases_are_added_to_what_leaves_each_block():
+    model = wrapped("gpt2")
+    steer = layer_biases(model, TASK, steps=1)
+    assert [str(site) for edit in steer.edits for site in edit.sites] == [f"x{i + 1}" for i in range(model.n_layers)]
+
+
 def test_a_trained_vector_equals_a_slow_independent_training():
     model = wrapped("gpt2")
     options = {"steps": 5, "learning_rate": 0.1}
