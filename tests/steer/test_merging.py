@@ -136,11 +136,11 @@ def losses(model, tokens):
 
 def test_sensitivity_is_the_first_order_cost_of_zeroing():
     model, name = mi.wrap(random_model("llama")), "model.layers.1.mlp.down_proj.weight"
-    tau, (loss,) = fine_tuned(model, name, 0), losses(model, [11])
+    tau, (loss,) = fine_tuned(model, name, 0).scaled(10.0), losses(model, [11])  # far from the base
     found = weighted.sensitivity(model, tau, loss)[name]
     i = divmod(int(found.argmax()), found.shape[1])
     small = torch.zeros_like(tau.deltas[name])
-    small[i] = 1e-3 * (model.hf.get_parameter(name).detach() + tau.deltas[name])[i]
+    small[i] = 1e-3 * (model.hf.get_parameter(name).detach() + 10.0 * tau.deltas[name])[i]
     with tau.on(model), torch.no_grad():
         before = loss(model)
         with WeightEdit({name: -small}).on(model):
