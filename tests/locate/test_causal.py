@@ -1,5 +1,7 @@
 """Localizers against compiled models, where every effect is known, and against identities on random ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -254,12 +256,18 @@ def test_ships_is_the_divergence():
 
 
 def test_the_metric_changes_the_order():
-    """Two heads push two prompts: on one the probability is saturated, so only the logit difference sees the loss."""
+    """Two neurons, each for a prompt of its own, lose half: 10 of 20 logits, where P is saturated, and 2 of 4."""
     c = compiled.lookup()
     model = c.wrap()
-    by_logit = causal.ablate_each(model, c.task, ["mlp0"])
-    by_prob = causal.ablate_each(model, Task("t", c.task.prompts, c.task.targets, metric="prob"), ["mlp0"])
-    assert by_logit.values[0] < -5 and -1 <= by_prob.values[0] < 0
+    with torch.no_grad():
+        model.hf.transformer.h[0].mlp.c_proj.weight[0] *= 2
+        model.hf.transformer.h[0].mlp.c_proj.weight[1] *= 0.4
+    two, sites = c.task.subset([0, 1]), ["L0N0", "L0N1"]
+    cells = [[mi.scale(site, 0.5)] for site in sites]
+    by_logit = causal.Sweep(model, two).effects(cells).mean(1).tolist()
+    by_prob = causal.Sweep(model, replace(two, metric="prob")).effects(cells).mean(1).tolist()
+    assert by_logit[0] < 2 * by_logit[1] < -0.5
+    assert by_prob[1] < -0.1 < -0.01 < by_prob[0] < 0
 
 
 def test_severing_ffns_takes_the_early_site_away():

@@ -76,6 +76,36 @@ def test_acdc_tries_each_edge_once_but_those_of_nodes_that_nothing_reads():
         acdc(model, TASK, 0.1, distance="l2")
 
 
+def slow_acdc(run, distance, threshold):
+    """Conmy et al.: from the output back, drop an edge if that alone moves the output away by less than `threshold`."""
+    graph, circuit, now = run.graph, run.graph.allowed.clone(), 0.0
+    for column in reversed(range(len(graph.receivers))):
+        name = graph.receivers[column]
+        read = name == "logits" or any(circuit[graph.senders.index(node)].any() for node in graph.owners(name))
+        for row in reversed(range(len(graph.senders))):
+            if circuit[row, column]:
+                without = circuit.clone()
+                without[row, column] = False
+                moved = distance(run.logits(without)) if read else now
+                if not read or moved - now < threshold:
+                    circuit, now = without, moved
+    return graph.names(circuit)
+
+
+def test_acdc_compares_each_edge_with_the_circuit_so_far():
+    model = make("gpt2")
+    run = CircuitRunner(model, TASK)
+    whole = torch.distributions.Categorical(logits=run.clean_logits)
+
+    def kl(logits):
+        return torch.distributions.kl_divergence(whole, torch.distributions.Categorical(logits=logits)).mean().item()
+
+    threshold = 0.01 * kl(run.logits([]))
+    found = acdc(model, TASK, threshold)
+    assert found.edges == slow_acdc(run, kl, threshold) and 0 < len(found.edges) < found.n_edges
+    assert kl(run.logits(found.edges)) > threshold  # small steps add up: the limit is for each edge, not for all
+
+
 def test_errors():
     run = CircuitRunner(make("gpt2"), TASK)
     with pytest.raises(ValueError, match="bool matrix"):

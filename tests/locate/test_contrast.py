@@ -78,6 +78,8 @@ def test_a_planted_site_is_found(statistic):
 def test_false_discovery_rate_by_hand():
     q = C.false_discovery_rate(torch.tensor([0.01, 0.9, 0.02, 0.5]))
     assert q.tolist() == pytest.approx([0.04, 0.9, 0.04, 2 / 3])
+    # never above the q of a larger p: .03 * 2 / 1 = .06 gives way to .04
+    assert C.false_discovery_rate(torch.tensor([0.04, 0.03])).tolist() == pytest.approx([0.04, 0.04])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])

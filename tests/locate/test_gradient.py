@@ -10,6 +10,7 @@ import torch
 import mi_course as mi
 from mi_course.locate import causal, gradient
 from mi_course.locate import integrated_gradients as ig
+from mi_course.locate.attribution_patching import attribution_patching
 from mi_course.locate.knowledge_neurons import context_neurons, knowledge_neurons, select
 from mi_course.locate.magnitude import all_neurons
 from mi_course.objects import Task
@@ -175,6 +176,19 @@ def test_points_of_the_rules():
     assert ig.path_points(4) == [0.125, 0.375, 0.625, 0.875]
     assert ig.path_points(4, "left") == [0, 0.25, 0.5, 0.75]
     assert ig.path_points(4, "right") == [0.25, 0.5, 0.75, 1]
+
+
+def test_one_point_at_either_end_is_the_gradient_there():
+    model, sites = make("gpt2"), ["embed"]
+    at_clean, at_twin = (
+        ig.integrated_gradients(model, task(), sites, baseline="twin", rule=rule, steps=1) for rule in ("right", "left")
+    )
+    noising, denoising = (
+        attribution_patching(model, task(), sites, direction) for direction in ("noising", "denoising")
+    )
+    assert at_clean.values == pytest.approx(noising.values, rel=1e-4)
+    assert at_twin.values == pytest.approx(-denoising.values, rel=1e-4)  # of one sign: what the twin's value changes
+    assert abs(at_clean.values - at_twin.values).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

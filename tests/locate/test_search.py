@@ -1,5 +1,7 @@
 """Searches for groups, on models where the answer is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,6 +24,16 @@ def test_greedy_finds_what_single_ablations_miss():
         search.greedy_group(model, c.task, heads, 0)
     with pytest.raises(ValueError, match="keep=2"):
         search.prune_group(model, c.task, heads, keep=2)
+
+
+def test_greedy_by_size_takes_what_hinders_too():
+    c = compiled.mediation()  # L0H0 is worth 5 and L1H0 2
+    hindering = replace(c.task, targets=c.task.foils, foils=c.task.targets)  # now removing either *raises* F
+    model = c.wrap()
+    heads = causal.heads(model)
+    by_size = search.greedy_group(model, hindering, heads, 1, by="abs")
+    assert by_size.sites == ["L0H0.z"] and by_size.effects[0] > 4
+    assert search.greedy_group(model, hindering, heads, 1).effects[0] < 1  # the strongest fall: nothing falls
 
 
 def test_a_hierarchical_search_finds_planted_neurons_and_counts_its_rows():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributions import Categorical, kl_divergence
 
 import mi_course as mi
 from mi_course import world
@@ -20,6 +21,13 @@ def test_an_untrained_lens_is_the_logit_lens(family):
     x = mi.record(model, ROWS, ["x1"])["x1"]
     assert torch.equal(lens(x, 1), model.unembed(x))
     assert lens_kl(model, ROWS, lens).values == pytest.approx(lens_kl(model, ROWS).values)
+    for layer in range(model.n_layers):  # KL(model || lens), over the tokens after the first of each row
+        pairs = []
+        for row in ROWS:
+            cache = mi.record(model, [row], [f"x{layer}"])
+            read, final = (Categorical(logits=z[0, 1:]) for z in (model.unembed(cache[f"x{layer}"]), cache.logits))
+            pairs.append(kl_divergence(final, read))
+        assert lens_kl(model, ROWS, lens).values[layer] == pytest.approx(torch.cat(pairs).mean().item(), rel=1e-4)
     last = mi.record(model, ROWS, [f"x{model.n_layers}"])
     assert torch.allclose(lens(last[f"x{model.n_layers}"], model.n_layers), last.logits, atol=1e-5)
 
