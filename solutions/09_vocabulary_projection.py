@@ -384,8 +384,9 @@ assert exact["L2H3.z"] < -2.5 and abs(dla["L2H3.z"]) < 1 and dla.spearman(exact)
 
 # %% [markdown]
 # L2H3 is decisive, and DLA credits it with little more than a tenth of its effect: what it writes is read by later layers, which then move the logit. Heads of layer 0 stand no
-# chance. And L5H2, L4H2: removing them *helps*. They are the kind of head that a backup is made of (chapter 06). DLA has its place: it is exact about the last step, and it costs one
-# forward pass instead of one per head. It is no measure of importance.
+# chance. The reverse is L3H1: DLA promises a loss of 1.7 logits and half of that comes, since what follows reacts to the loss. L5H2 and L4H2 write *against* the answer, and
+# removing them helps, by twice and by eight times what DLA says; Wang et al. call such heads of GPT-2 negative name movers. DLA has its place: it is exact about the last step,
+# and it costs one forward pass instead of one per head. It is no measure of importance.
 #
 # **Features.** The same split works for an SAE (chapter 04), if one remembers what an SAE does not explain: $x = \sum_j a_j f_j + b_{dec} + e$. The
 # error $e$ is a term of its own; leave it out and the sum is wrong.

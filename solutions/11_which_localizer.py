@@ -342,7 +342,7 @@ print(
 
 # %% [markdown]
 # No method is right in all columns, and the failures are not random. Noising misses what either head can do alone (`or gate`), denoising misses
-# what only both can do (`and gate`). Single ablation misses what has a `backup`. Of the cheap methods, integrated gradients come closest to
+# what only both can do (`and gate`). Single ablation misses what has a `backup`. Of the gradient methods, integrated gradients come closest to
 # exact ablation, and sizes are fooled by heads that cancel each other or write a constant.
 #
 # ## 6. The scoreboard
@@ -652,7 +652,7 @@ show(
     picture,
     alt="Grid of mean rank correlations between six localizers over heads. Methods that rest on "
     "gradients of patching agree "
-    "with each other; the norm and the probe agree with hardly anyone.",
+    "with each other, and the norm with the direct effect by half; the probe agrees with nobody.",
     reading="How far two methods rank the heads alike, mean of six tasks.",
 )
 assert np.mean(free["consensus"]) > np.mean([np.mean(free[m]) for m in COMMITTEE])
@@ -661,7 +661,8 @@ assert np.mean(free["consensus"]) < np.mean(free[best_free])
 # %% [markdown]
 # The consensus is better than the average member and worse than the best one. It is insurance: when you do not know which member to trust, it is
 # never the worst of these means. But here we do know, and mixing a good method with methods that answer other questions makes it worse. Agreement among
-# relatives is no evidence either: members that rest on the same gradient agree with each other by construction.
+# relatives is no evidence either: attribution patching and EAP multiply the same gradient with the same difference from the twin, and so agree by construction
+# (0.83). Gradient x input takes the same gradient times another difference, to zero, and agrees with them little (0.28 and 0.23): it asks another question.
 #
 # ## 8. Does a ranking carry over?
 # A circuit is often found on one template and then talked about as *the* circuit of a behaviour. Section 6 of the survey doubts that it transfers over
