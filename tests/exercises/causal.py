@@ -321,6 +321,7 @@ WRONG = {
     },
     "causal.knock_out": {
         "swapped": (knocking(lambda q, k: k[:, None, :, None] & q[:, None, None, :]), "Query and key are swapped"),
+        "either": (knocking(lambda q, k: q[:, None, :, None] | k[:, None, None, :]), "query *or* its key"),
         "row": (knocking(lambda q, k: q[:, None, :, None]), "whole row"),
         "column": (knocking(lambda q, k: k[:, None, None, :]), "whole column"),
         "zero": (knocking(lambda q, k: q[:, None, :, None] & k[:, None, None, :], 0.0), "set to 0"),

@@ -454,6 +454,9 @@ def _check_knock_out() -> Iterator[Probe]:
             "Query and key are swapped: scores[..., q, k] has the query before the key.": lambda got: torch.equal(
                 got < -1e3, forbidden.transpose(2, 3)
             ),
+            "A pair was blocked where its query *or* its key is chosen; both must be: & in place of |.": lambda got: (
+                bool((got[0, 0, 2] < -1e3).all() and (got[0, 0, :, 0] < -1e3).all())
+            ),
             "The whole row of the query was blocked. Only its pairs with the chosen keys are.": lambda got: bool(
                 (got[0, 0, 2] < -1e3).all()
             ),
