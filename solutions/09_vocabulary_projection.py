@@ -548,7 +548,7 @@ for layer in (3, 4, 5):
 #
 # ## 7. Patchscopes: let the model read
 # Instead of a fixed dictionary, use the model: put the state into *another* prompt, one that asks for what you want to know, and see what it
-# says ([Ghandeharioun et al. 2024](https://arxiv.org/abs/2401.06102); the survey lists a later study of personas that uses it,
+# says [@ghandeharioun2024patchscopes] (the survey lists a later study of personas that uses it,
 # [@ghandeharioun2024whos]). Here is a prompt that makes `lab` repeat a word: `note : paul . we read that` is continued by `paul`. Put a
 # state in the place of `paul`, and the model must say what it finds in it.
 

@@ -7,11 +7,18 @@ export.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 __all__ = ["Card", "Rich", "display"]
+
+
+def with_code(text: str) -> str:
+    """Text for HTML; what stands in `backticks` is set as code, as in the prose of the chapters."""
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escape(text))
+
 
 # Okabe-Ito colours: told apart under the common kinds of colour blindness.
 TONES = {"done": "#009E73", "not yet": "#D55E00", "not started": "#0072B2", "note": "#777777"}
@@ -63,12 +70,12 @@ class Card(Rich):
             '1em">{}</div></details>'
         )
         parts = [f'<div style="font-weight:600">{escape(self.heading())}</div>']
-        parts += [row.format(escape(label), escape(text)) for label, text in self.rows]
+        parts += [row.format(escape(label), with_code(text)) for label, text in self.rows]
         if self.banner:
             parts.append(
-                f'<div style="border:2px dashed;padding:.3em .6em;margin-top:.5em">{escape(self.banner)}</div>'
+                f'<div style="border:2px dashed;padding:.3em .6em;margin-top:.5em">{with_code(self.banner)}</div>'
             )
-        parts += [fold.format(escape(label), escape(text)) for label, text in self.more]
+        parts += [fold.format(escape(label), with_code(text)) for label, text in self.more]
         style = f"border-left:6px solid {TONES[self.state]};padding:.5em .9em;margin:.4em 0;max-width:60em"
         return f'<div role="note" style="{style}">{"".join(parts)}</div>'
 

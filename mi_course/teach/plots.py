@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cards import Rich, display
+from .cards import Rich, display, with_code
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ class Picture(Rich):
 
     def html(self) -> str:
         data = base64.b64encode(self.png).decode("ascii")
-        caption = f"<figcaption>{escape(self.reading)}</figcaption>" if self.reading else ""
+        caption = f"<figcaption>{with_code(self.reading)}</figcaption>" if self.reading else ""
         image = (
             f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{data}" style="max-width:100%;background:#fff">'
         )
@@ -82,12 +82,14 @@ class Table(Rich):
         )
         return (
             '<div style="overflow-x:auto"><table style="border-collapse:collapse">'
-            f'<caption style="text-align:left">{escape(self.caption)}</caption>'
+            f'<caption style="text-align:left">{with_code(self.caption)}</caption>'
             f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
     def _cell(self, i: int, j: int) -> str:
         style = "text-align:left;padding:.2em .6em"
+        if len(self.cells[i][j]) <= 16:  # "0.86 ± 0.06" stays on one line
+            style += ";white-space:nowrap"
         if self.shade is not None:
             # a tint of blue under the theme's own text colour: readable on light and on dark ground
             style += f";background:rgba(0,114,178,{0.45 * min(1.0, max(0.0, float(self.shade[i][j]))):.2f})"

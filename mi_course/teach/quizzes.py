@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from string import ascii_lowercase
 
-from .cards import Rich
+from .cards import Rich, with_code
 
 __all__ = ["Option", "Question", "Quiz", "quiz"]
 
@@ -87,14 +86,14 @@ class Quiz(Rich):
     def html(self) -> str:
         parts: list[str] = []
         for number, question in enumerate(self.questions, 1):
-            parts.append(f"<p><b>{number}. {escape(question.text)}</b></p>")
+            parts.append(f"<p><b>{number}. {with_code(question.text)}</b></p>")
             for letter, option in zip(ascii_lowercase, question.options):
                 chosen = self.answers is not None and self.answers[number - 1] == letter
                 mark = " (your choice)" if chosen else ""
                 parts.append(
                     f"<details style='margin:.2em 0 .2em 1em'{' open' if chosen else ''}>"
-                    f"<summary>{letter}) {escape(option.text)}{mark}</summary>"
-                    f"<div style='margin-left:1.2em'>{escape(question.verdict(letter))}</div></details>"
+                    f"<summary>{letter}) {with_code(option.text)}{mark}</summary>"
+                    f"<div style='margin-left:1.2em'>{with_code(question.verdict(letter))}</div></details>"
                 )
         if self.answers:
             parts.append(f"<p>{self.right} of {len(self.questions)} right.</p>")

@@ -60,6 +60,8 @@ def test_a_card_says_the_same_in_html_and_text_and_escapes():
     assert "NOT YET: toy.x" in bundle["text/html"] and "NOT YET: toy.x" in bundle["text/plain"]
     assert "&lt;b&gt; &amp; 1" in bundle["text/html"]
     assert "REFERENCE" in bundle["text/html"] and "*** REFERENCE ***" in bundle["text/plain"]
+    code = Card("toy.x", rows=[("Got", "`a < b` and a lone ` mark")])
+    assert "<code>a &lt; b</code> and a lone ` mark" in code.html() and "`a < b`" in code.text()
     assert "background" not in bundle["text/html"]  # inherits the theme: readable on dark and light
 
 
