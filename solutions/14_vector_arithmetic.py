@@ -264,6 +264,40 @@ assert max(null) < 0.1 and own < 0.1
 # so any uneven deal leans toward it or away from it. Stretched to full length, one of them begins to steer. Shuffled labels test the whole
 # recipe with its length; random directions test the direction. A report needs both.
 #
+# `lab-llama` is dearer to steer: a push at *all* positions that refuses its requests costs more than 0.02 nats on other text, whatever the
+# layer (`x2`, `x3` and `x4` were tried). Below is the best of them, beside a longer push at the last token of the prompt alone. Documents have
+# no such token, so there the loss cannot rise; what the second push can harm are the answers to other questions, and these are measured. Both
+# strengths were chosen on validation requests.
+
+# %% label="last_only" tags=["nbval-check-output"]
+llama = mi.load("lab-llama")
+turn = vectors.mean_difference(llama, asked.prompts, harmless["train"].prompts, "x4@-1")
+words = [llama.token_id(word) for table in lexicon.REFUSALS.values() for word in table]
+others = [world.task(name, "test", n=40) for name in ("capitals", "antonyms", "verdict", "facts")]
+
+
+def numbers():
+    """Share of refused test requests; loss at the answers to other questions; loss on documents."""
+    p = llama.last_logits(good).softmax(-1)[:, words].sum(-1)
+    answers = []
+    for task in others:
+        log_p = llama.last_logits(task.prompts).log_softmax(-1)
+        answers.append(-log_p[range(len(task)), task.target_ids(llama)].mean().item())
+    documents = document_loss(llama, texts["validation"]).mean().item()
+    return (p > 0.5).float().mean().item(), np.mean(answers), documents
+
+
+none, llama_rows = numbers(), {}
+for where, alpha in (("all", 0.65), ("last", 0.75)):
+    with mi.intervene(llama, mi.add("x4", turn, alpha, positions=where)):
+        now = numbers()
+    llama_rows[where] = now
+    print(f"lab-llama, {where:5} {alpha} v: refused {now[0]:.2f}", end="   ")
+    print(f"answers to other questions {now[1] - none[1]:+.3f}   documents {now[2] - none[2]:+.3f}")
+assert llama_rows["last"][0] >= 0.95 and llama_rows["last"][1] - none[1] < 0.02
+assert llama_rows["all"][0] >= 0.95 and llama_rows["all"][2] - none[2] > 0.02
+
+# %% [markdown]
 # ## 3. The inverted U
 # More is not better. Below, three measures over the strength: success; **fluency**, how likely the model's own later words are under the
 # unsteered model, relative to plain answers; and what is **kept** on other text, $e^{-\text{rise of the loss}}$. The dotted line is their
@@ -814,7 +848,6 @@ def at_three_strengths(model, positive, negative, prompt, shares):
             print(f"  {share:+.2f}  {model.generate([prompt], max_new_tokens=9)[0]}")
 
 
-llama = mi.load("lab-llama")
 at_three_strengths(llama, asked.prompts, harmless["train"].prompts, english[0], (0.0, 0.2, 0.6))
 REAL = None  # for example "gpt2"; needs the network once
 if REAL is None:
