@@ -210,16 +210,16 @@ class PaperTable(Rich):
 
     def _list(self) -> str:
         cell = "text-align:left;vertical-align:top;padding:.2em .6em"
-        columns = ("paper", *AXES, "known errors of the row", "taught in")
+        columns = ("paper, and known errors of its row", ", ".join(AXES), "taught in")
         head = "".join(f'<th scope="col" style="{cell}">{escape(name)}</th>' for name in columns)
         body = ""
-        for entry in self.entries:
+        for entry in self.entries:  # three columns: with one for each tag JupyterLab cut the last ones off
             paper = entry.paper
             by = escape(f"{paper.authors} {paper.year}")
-            name = f'<a href="{escape(paper.url)}">{by}</a>. {escape(paper.title)}.'
-            wrong = "<br>".join(escape(correction.line()) for correction in entry.corrections)
-            cells = [f"{name} <code>{escape(paper.key)}</code>", *(escape(_named(entry.tag(f))) for f in AXES), wrong]
-            cells.append("<br>".join(_link(*place) for place in entry.taught()))
+            name = f'<a href="{escape(paper.url)}">{by}</a>. {escape(paper.title)}. <code>{escape(paper.key)}</code>'
+            wrong = "".join(f"<br>known error: {escape(correction.line())}" for correction in entry.corrections)
+            tags = "<br>".join(escape(_named(entry.tag(field))) for field in AXES)
+            cells = [name + wrong, tags, "<br>".join(_link(*place) for place in entry.taught())]
             body += "<tr>" + "".join(f'<td style="{cell}">{text}</td>' for text in cells) + "</tr>"
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f'<div style="overflow-x:auto">{table}</div>'
