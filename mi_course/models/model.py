@@ -5,6 +5,7 @@ It knows the family's row, pads and numbers prompts correctly, and holds the tap
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,11 +207,14 @@ class Model:
             raise ValueError("prompts is padded on the right, where replies go; use model.tokenize(..., side='left')")
         options = {"do_sample": False, "pad_token_id": self._pad_id()} | options
         self.taps.prompt_width = batch.ids.shape[1]
+        log = logging.getLogger("transformers.modeling_utils")
+        log.addFilter(_no_false_alarm)
         try:
             with torch.no_grad():
                 ids = self.hf.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=max_new_tokens, **options)
         finally:
             self.taps.prompt_width = None
+            log.removeFilter(_no_false_alarm)
         return ids[:, batch.ids.shape[1] :]
 
     def generate(self, prompts, max_new_tokens: int = 20, **options) -> list[str]:
@@ -233,6 +237,11 @@ class Model:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def _no_false_alarm(record: logging.LogRecord) -> bool:
+    """Leave out what transformers says when a row has ended and is filled up: that there is no attention mask."""
+    return "attention_mask" not in record.getMessage()
 
 
 def _inputs(batch: Batch) -> dict:
