@@ -583,7 +583,8 @@ assert edge[1] > 0.9 and max(wrong.values()) < 0.4
 #
 # ## 7. Only when it is needed: conditional steering
 # A steer that costs something everywhere need not act everywhere. A **detector** reads one state of the prompt, before the steered objects in the forward pass, and the steer acts on the rows where
-# it fires, then and for all tokens that follow. (CAST [@lee2024programming] compares a cosine with a principal component; we take the mean difference and its dot product.)
+# it fires, then and for all tokens that follow. (CAST [@lee2024programming] thresholds the cosine between the state and its projection onto a principal component;
+# we take the mean difference and its dot product.)
 
 # %% [markdown] exercise="amplitude.fit_detector" difficulty=2 minutes=9
 # ### Exercise: fit a detector
@@ -638,7 +639,8 @@ print(f"{len(mixed)} prompts, 5 new tokens: the {int(fires.sum())} rows that fir
 print("the others are as they were, token by token")
 
 # %% [markdown]
-# Same gain, no price on these tasks. What has changed is where the risk lies: in prompts that the detector misses or takes for a note. Both rates belong in the report, measured on prompts that it was not fitted on, and an
+# Same gain, no price on these tasks. What has changed is where the risk lies: in prompts that the detector misses or takes for a note. Both rates belong in the report, measured on prompts that it was not fitted on
+# (none of 80 still allows for a rate of up to 5 %, the upper end of its 95 % interval), and an
 # adversary would aim at them.
 #
 # ## 8. Leaving layers out
