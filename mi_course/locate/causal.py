@@ -236,6 +236,7 @@ def pruned(model, units: Sequence[str], what: str = "all") -> Iterator:
     what  "all"       all that the unit owns. Its output is then zero: the same as zero ablation of z, s or `mlp`
           "matrices"  the same but biases, as magnitude pruning does: an FFN then still writes b_out
           "reading"   only the matrices that it reads through: a head then writes b_V W_O, a neuron act(b_in): constants
+                      (a head that shares its keys and values with others has W_Q only: it still writes, see `slices`)
     The weights are put back, bit for bit, at the end.
     """
     if what not in ("all", "matrices", "reading"):

@@ -33,6 +33,7 @@ def test_areas():
     assert curve.cmd == pytest.approx((1 + 0.5) / 4 + 0.5 / 4)
     found = ev.faithfulness_curve(linear, WEIGHTS, ALLOWED, shares=(0.001, 0.5, 1.0))
     assert found.sizes.tolist() == [1, 8, 17] and found.faithfulness[-1] == pytest.approx(1)
+    assert found.shares.tolist() == pytest.approx([1 / 17, 8 / 17, 1])  # of the edges, not of the entries
     worst = ev.faithfulness_curve(linear, WEIGHTS, ALLOWED, by="negative")
     best = ev.faithfulness_curve(linear, WEIGHTS, ALLOWED, by="positive")
     assert best.cpr > worst.cpr and best.cmd < worst.cmd

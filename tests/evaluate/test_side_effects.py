@@ -73,6 +73,8 @@ def test_side_effect_matrix():
     matrix = side_effect_matrix(model, steers, {"a": DOCUMENTS, "b": DOCUMENTS[:1]}, {"a": AlwaysThree()})
     assert matrix.domains == ["a", "b"]
     assert matrix.kl[0].tolist() == [0, 0] and (matrix.kl[1] > 0).all()
+    for j, documents in enumerate((DOCUMENTS, DOCUMENTS[:1])):
+        assert matrix.kl[1, j] == pytest.approx(kl_to_base(model, steers["to three"], documents).mean().item())
     assert matrix.loss_change[0].tolist() == [0, 0]
     with model.swapped(to_three):
         after = document_loss(model, DOCUMENTS).mean().item()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mi_course.evaluate import effect, null_band, wilson
+from mi_course.evaluate.statistics import rank_correlation
 
 
 def test_wilson_solves_its_defining_equation():
@@ -53,3 +54,8 @@ def test_null_band():
     assert flat.z(1) == math.inf and flat.z(-1) == -math.inf and flat.z(0) == 0
     with pytest.raises(ValueError, match="at least 3"):
         null_band([1.0, 2.0])
+
+
+def test_ties_share_their_mean_rank():
+    # ranks 0.5 0.5 2 3 against 0 1 2 3; the lowest rank for both (0 0 2 3) would give 5.5 / sqrt(33.75) = 0.947
+    assert rank_correlation([7, 7, 8, 30], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5), abs=1e-9)

@@ -92,6 +92,21 @@ def test_dose_response_measures_inside_the_context_and_reads_both_bars():
     assert nothing.breakdown() == math.inf and nothing.best() == 1
 
 
+def test_the_worst_domain_counts_on_the_side_that_is_asked_for():
+    dose = DoseResponse(
+        np.array([-2.0, -1.0, 0.0, 1.0, 2.0]), np.array([1.0, 0.5, 0, 0.5, 0.9]),
+        {"a": np.array([0.7, 0.8, 0.9, 1.0, 1.0]), "b": np.array([0.8, 0.8, 0.8, 0.8, 0.4])},
+        {"c": np.array([2.0, 2.0, 1.0, 1.1, 1.2]), "d": np.array([1.0, 1.0, 1.0, 0.5, 0.5])},
+    )  # fmt: skip
+    assert dose.neutral == 2
+    assert np.allclose(dose.accuracy_drop, [0.2, 0.1, 0, 0, 0.4])  # what another domain gains makes nothing good
+    assert np.allclose(dose.loss_rise, [1, 1, 0, 0.1, 0.2])
+    assert dose.breakdown(0.1, 9) == pytest.approx(1.25) and dose.breakdown(0.1, 9, side=-1) == pytest.approx(-1)
+    assert dose.breakdown(9, 0.15) == pytest.approx(1.5) and dose.breakdown(9, 0.5, side=-1) == pytest.approx(-0.5)
+    assert dose.breakdown(0.1, 0.5, side=-1) == pytest.approx(-0.5)  # the nearer one, from 0
+    assert dose.best(0.3, 9) == -2 and dose.best(0.5, 0.15) == 1 and dose.best(0.5, 0.3) == 2
+
+
 def test_scores_by_hand():
     assert harmonic_mean([1, 1, 1]) == 1 and harmonic_mean([1, 0, 1]) == 0
     assert harmonic_mean([1, 0.5]) == pytest.approx(2 / 3) and harmonic_mean([0.3]) == pytest.approx(0.3)

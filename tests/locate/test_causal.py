@@ -7,6 +7,7 @@ import torch
 
 import mi_course as mi
 from mi_course.locate import causal
+from mi_course.models import weights
 from mi_course.objects import Task
 from mi_course.world import compiled
 from tests.families import random_model
@@ -242,6 +243,25 @@ def test_pruning_all_of_a_unit_is_its_zero_ablation(family):
     assert all(torch.equal(p, weights[name]) for name, p in model.hf.named_parameters())
     with pytest.raises(ValueError, match="what='some'"), causal.pruned(model, ["mlp0"], "some"):
         pass
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_pruning_the_reading_matrices_leaves_a_constant(family):
+    """A neuron that reads nothing writes act(b_in) times its value, a head b_V W_O; what they write with stays."""
+    model, task = random_task(family)
+    w = weights.ffn(model, 1)
+    constant = torch.zeros(model.d_model) if model.family.gated else (w.act(w.b_in) @ w.W_out + w.b_out).detach()
+    value = w.W_out.detach().clone()
+    with causal.pruned(model, ["mlp1", "L0H2"], "reading"):
+        assert torch.equal(weights.ffn(model, 1).W_out, value)
+        cache = mi.record(model, task.prompts, ["mlp1", "L0H2"])
+    assert torch.allclose(cache["mlp1"], constant.expand_as(cache["mlp1"]), atol=1e-5)
+    if family == "gpt2":  # llama's heads share their keys and values: those matrices are not a head's own
+        head = cache["L0H2"][:, -1]
+        bias = model.block(0).attn.c_attn.bias[2 * model.d_model :].view(model.n_heads, -1)[2]
+        rows = model.block(0).attn.c_proj.weight.view(model.n_heads, -1, model.d_model)[2]
+        assert torch.allclose(head, (bias @ rows).expand_as(head), atol=1e-5)
+        assert constant.norm() > 0.01 and head.norm() > 0.01
 
 
 def test_ships_is_the_divergence():

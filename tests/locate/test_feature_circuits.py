@@ -5,7 +5,7 @@ import torch
 
 import mi_course as mi
 from mi_course.locate.feature_circuits import error_share, feature_edges, feature_effects
-from mi_course.models import intervene, patch, record
+from mi_course.models import edit, intervene, patch, record
 from mi_course.objects import Task
 from mi_course.objects.sae import SAE
 from tests.families import FAMILIES, random_model
@@ -45,6 +45,19 @@ def test_with_many_steps_they_sum_to_the_exact_effect_of_patching():
     assert many.values.sum() == pytest.approx(exact, abs=1e-2 * abs(exact) + 1e-3)
     assert abs(first.values.sum() - exact) > 5 * abs(many.values.sum() - exact)
     assert many.backwards == 2 * 65
+
+
+def test_one_step_is_the_gradient_half_way():
+    """64 steps hide where in a step the gradient is taken: one step does not."""
+    model, task = case()
+    clean, other = (record(model, prompts, ["x1"])["x1"] for prompts in (CLEAN, CORRUPTED))
+    half = ((clean + other) / 2).requires_grad_()
+    with intervene(model, edit("x1", lambda value: half)):
+        metric = task.metric_of(model.last_logits(CLEAN, grad=True), model).mean()
+    expected = (torch.autograd.grad(metric, half)[0] * (other - clean)).sum().item()
+    found, plain = feature_effects(model, task, ["s0"], steps=1), feature_effects(model, task, ["s0"])
+    assert found.values.sum() == pytest.approx(expected, abs=2e-4)
+    assert abs(plain.values.sum() - expected) > 1e-2
 
 
 @pytest.mark.parametrize("baseline", ["corrupted", "zero"])

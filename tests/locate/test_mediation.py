@@ -1,5 +1,7 @@
 """Total, direct and indirect effects, and path patching, where they are known and on every family."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +56,14 @@ def test_the_two_indirect_effects_of_the_literature():
     assert found.indirect.mean().item() == pytest.approx(c.expected["noising L0H0"], abs=1e-3)
     assert found.restored.mean().item() == pytest.approx(c.expected["denoising L0H0"], abs=1e-3)
     assert torch.allclose(found.direct, found.total + found.restored)
+    c = compiled.or_gate()  # the and-gate denoises nothing: there a wrong sign of that part would not show
+    model, site, twin = c.wrap(), "L0H0.z", replace(c.task, prompts=c.task.corrupted)
+    found = input_mediation(model, c.task, [site])
+    with mi.intervene(model, mi.patch(site, mi.record(model, c.task.prompts, [site])[site])):
+        held = twin.measure(model)
+    assert torch.allclose(found.direct[0].float(), held - c.task.measure(model), atol=1e-3)
+    assert torch.allclose(found.restored[0].float(), held - twin.measure(model), atol=1e-3)
+    assert found.restored.abs().min() > 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -101,6 +101,14 @@ def test_a_large_probe_loses_selectivity():
     assert found["mlp"].selectivity == found["mlp"].accuracy - found["mlp"].control
 
 
+def test_the_control_accuracy_is_the_mean_over_draws():
+    x, y, types = words()
+    split = split_rows(600)
+    one = [controls.selectivity(x, y, types, split, "ridge", draws=1, seed=seed).control for seed in range(5, 9)]
+    four = controls.selectivity(x, y, types, split, "ridge", draws=4, seed=5)
+    assert four.control == pytest.approx(sum(one) / 4) and max(one) > min(one) + 0.01
+
+
 def test_selectivity_needs_known_words():
     x, y, types = words()
     by_word = split_by([{"word": t} for t in types], "word")

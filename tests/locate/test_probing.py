@@ -82,6 +82,22 @@ def test_lda_is_the_mean_difference_after_whitening():
     assert probe.predict(x) == white.predict(x @ whiten)
 
 
+@pytest.mark.parametrize("kind", ["mean difference", "lda"])
+def test_the_scores_of_several_uneven_classes_compare_distances_to_their_means(kind):
+    """Two classes would not do: there the covariance around the common mean gives the same direction as that within."""
+    x, y, _ = planted(classes="abc", size=1.0)
+    keep = [i for i, label in enumerate(y) if label != "c" or i % 4 == 0]
+    x, y = x[keep].double(), [y[i] for i in keep]
+    groups = [x[[i for i, label in enumerate(y) if label == c]] for c in "abc"]
+    S = torch.eye(12).double()
+    if kind == "lda":
+        S = sum((g - g.mean(0)).T @ (g - g.mean(0)) for g in groups) / len(x)
+        S = S + 0.01 * S.trace() / 12 * torch.eye(12)
+    half = torch.stack([-((x - g.mean(0)) @ S.inverse() * (x - g.mean(0))).sum(1) / 2 for g in groups], dim=1)
+    scores = fit(x.float(), y, kind).scores(x.float()).double()
+    assert torch.allclose(scores - scores[:, :1], half - half[:, :1], atol=1e-3)  # the first class as the zero
+
+
 def test_least_squares_agrees_with_the_normal_equations_and_ridge_is_smaller():
     x, y, _ = planted(classes="ab", size=0.3)
     target = torch.tensor([[label == "a", label == "b"] for label in y]).double()
@@ -108,6 +124,8 @@ def test_the_direction_of_one_class_among_many():
     probe = fit(x, y, "mean difference")
     toward_b = means[1] - (means[0] + means[2]) / 2
     assert torch.cosine_similarity(probe.direction("b"), toward_b, dim=0) > 0.98
+    own = [x[[i for i, label in enumerate(y) if label == c]].mean(0) for c in "abc"]
+    assert torch.allclose(probe.direction("b"), own[1] - (own[0] + own[2]) / 2, atol=1e-4)  # length and all
     assert torch.allclose(probe.direction("b", away="a"), -probe.direction("a", away="b"))
 
 

@@ -43,18 +43,27 @@ def test_a_heads_slices_change_this_head_and_no_other(family):
     assert torch.equal(before["neurons0"], after["neurons0"])
 
 
+def read_through(model):
+    """Copies of the matrices [d, d_ffn] through which the neurons of layer 1 read."""
+    w = mi.models.weights.ffn(model, 1)
+    return [W.detach().clone() for W in (w.W_in, w.W_gate, w.W_up) if W is not None]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_neurons_slices_change_its_activation_and_value_only(family):
     model = mi.wrap(random_model(family, seed=1))
     delta = random_delta(model, ["L1N17"])
     before = mi.record(model, PROMPTS, ["neurons1", "result1"])["neurons1"]
-    value = mi.models.weights.ffn(model, 1).W_out.detach().clone()
+    value, keys = mi.models.weights.ffn(model, 1).W_out.detach().clone(), read_through(model)
     with delta.on(model):
         after = mi.record(model, PROMPTS, ["neurons1", "result1"])["neurons1"]
-        new_value = mi.models.weights.ffn(model, 1).W_out.detach().clone()
+        new_value, new_keys = mi.models.weights.ffn(model, 1).W_out.detach().clone(), read_through(model)
     moved = (before - after).abs().amax((0, 1)).gt(1e-4).nonzero().flatten().tolist()
     assert moved == [17]
     assert (value != new_value).any(1).nonzero().flatten().tolist() == [17]
+    assert len(keys) == (2 if model.family.gated else 1)
+    for key, new_key in zip(keys, new_keys, strict=True):
+        assert (key != new_key).any(0).nonzero().flatten().tolist() == [17]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
