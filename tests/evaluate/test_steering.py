@@ -11,8 +11,11 @@ import torch
 import mi_course as mi
 from mi_course import world
 from mi_course.evaluate.dose_response import DoseResponse, breakdown_point, dose_response
-from mi_course.evaluate.fluency import Fluency, fluency, generation_loss, repetition_rate
+from mi_course.evaluate.fluency import Fluency, ending_ids, fluency, generation_loss, judge, repetition_rate, write
+from mi_course.evaluate.side_effects import SideEffects
+from mi_course.evaluate.statistics import effect, null_band
 from mi_course.evaluate.steering import (
+    SteeringReport,
     as_dial,
     harmonic_mean,
     kept,
@@ -111,6 +114,7 @@ def test_scores_by_hand():
     assert harmonic_mean([1, 1, 1]) == 1 and harmonic_mean([1, 0, 1]) == 0
     assert harmonic_mean([1, 0.5]) == pytest.approx(2 / 3) and harmonic_mean([0.3]) == pytest.approx(0.3)
     assert steering_score(1, 0.5, 0.5) == pytest.approx(3 / 5)
+    assert kept(0.2, 0.1) == pytest.approx(0.8) and kept(0.1, 1) == pytest.approx(math.exp(-1))  # no product
     assert kept(0.1, 0) == pytest.approx(0.9) and kept(0, 1) == pytest.approx(math.exp(-1)) and kept(0, 0) == 1
     for bad in ([], [1, -1]):
         with pytest.raises(ValueError, match="none negative"):
@@ -148,6 +152,35 @@ def test_generation_loss_is_that_of_each_token_alone(lab):
         for i, token in enumerate(answer):
             expected = -lab.last_logits([ids + answer[:i]])[0].log_softmax(-1)[token].item()
             assert losses[i] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_first_token_costs_nothing_and_likelier_text_earns_nothing():
+    plain = Fluency(1.0, 1.0, 0.0)
+    assert Fluency(9.0, 1.0, 0.0).relative_to(plain) == 1  # all of the rise is in the first token
+    assert Fluency(1.0, 2.0, 0.0).relative_to(plain) == pytest.approx(math.exp(-1))
+    assert Fluency(0.5, 0.2, 0.0).relative_to(plain) == 1
+
+
+def test_a_judgement_is_the_mean_over_prompts_of_means_over_tokens(lab):
+    prompts = ["amber tower is in", "the opposite of hot is"]
+    answers = [[lab.token_id("rome"), lab.token_id("."), lab.token_id("rome")], [lab.token_id("cold")]]
+    (a, b, c), (d,) = generation_loss(lab, prompts, answers)
+    found = judge(lab, prompts, answers)
+    assert found.loss == pytest.approx(((a + b + c) / 3 + d) / 2)
+    assert found.later_loss == pytest.approx((b + c) / 2)  # the answer of one word has no later token
+    assert found.repetition == 0
+
+
+def test_writing_stops_with_the_token_that_ends_the_text(lab):
+    end = next(iter(ending_ids(lab)))
+
+    class Writes:
+        hf = lab.hf
+
+        def generate_ids(self, prompts, max_new_tokens):
+            return torch.tensor([[7, 8, end, 9], [7, 7, 8, 9], [end, 7, end, 7]])[:, :max_new_tokens]
+
+    assert write(Writes(), ["a", "b", "c"], 4) == [[7, 8, end], [7, 7, 8, 9], [end]]
 
 
 def test_fluency_of_a_broken_model_is_worse_and_is_judged_by_the_sound_one(lab):
@@ -212,6 +245,29 @@ def test_a_report_is_what_its_parts_measure(lab):
     text = str(report)
     assert "head off at strength 1 on facts" in text and "null band" in text and "128 bytes" in text
     assert {"target accuracy", "kl, ioi"} <= set(report.to_frame()["measure"])
+
+
+def test_what_a_report_derives_from_planted_parts():
+    nan = math.nan
+    side = SideEffects(["s"], ["good", "bad", "text"], np.array([[0.1, 0.5, 0.2]]), np.array([[-0.3, 0.1, 0.2]]),
+                       np.array([[0.1, -0.4, nan]]))  # fmt: skip
+    draws = np.array([[0.0], [0.1], [0.2]])  # null band -0.1 ... 0.3
+    null_side = SideEffects(["r0", "r1", "r2"], side.domains, *(np.repeat(draws, 3, 1) for _ in range(3)))
+    report = SteeringReport(
+        name="s", task="t", strength=1.0, before=0.1, after=0.9, gain=effect([1, 2], [0, 0]),
+        dose=DoseResponse(np.array([0.0, 1.0]), np.array([0.1, 0.9])), side=side, other={},
+        null_after=null_band([0.1, 0.2, 0.3]), null_gain=null_band([5.0, 6.0, 7.0]), null_side=null_side,
+        plain=Fluency(1.0, 1.0, 0.0), steered=Fluency(3.0, 1.5, 0.0), slowdown=1.0,
+    )  # fmt: skip
+    assert report.accuracy_drop == pytest.approx(0.4) and report.loss_rise == pytest.approx(0.2)
+    assert report.worst_domain == "bad"
+    assert report.score == pytest.approx(3 / (1 / 0.9 + 1 / 0.6 + math.exp(0.5)))
+    assert report.rows()[0] == ("target accuracy", 0.1, 0.9, pytest.approx(0.0), pytest.approx(0.4))
+    assert [outside for _, _, outside in report.by_domain()] == [
+        (False, True, False),  # accuracy +0.1 inside, loss -0.3 outside, KL 0.1 inside
+        (True, False, True),
+        (False, False, False),  # no accuracy was measured there
+    ]
 
 
 def test_a_report_wants_domains_and_a_steer(lab):
