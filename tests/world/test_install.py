@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mi_course as mi
+from mi_course.models.slices import slices
 from mi_course.world import install as I
 from mi_course.world import installed as D
 from mi_course.world.behaviours import BEHAVIOURS, REFUSED_OBJECTS
@@ -81,6 +82,26 @@ def test_a_direction_unit_writes_along_its_direction_only(family):
 def test_a_whole_ffn_has_all_its_parameters(model):
     changed = random_delta(model, ["mlp1"]).weights(model)
     assert sorted(changed) == sorted(n for n, _ in model.hf.named_parameters() if ".h.1.mlp." in n)
+
+
+def test_a_units_slices_hold_every_number_that_is_its_own():
+    """Counted by hand: keys, values and biases of a head and a neuron, and what moves along a direction."""
+    gpt2, phi3 = (mi.wrap(random_model(family, seed=1)) for family in ("gpt2", "phi3"))
+    d, n = gpt2.d_model, gpt2.d_head
+    own = {
+        (gpt2, "L1H2"): 3 * (d * n + n) + n * d,  # W_Q, W_K, W_V with biases, W_O
+        (gpt2, "L1N7"): d + 1 + d,
+        (gpt2, "x2"): gpt2.d_ffn + 1,  # one number for each neuron, one for b_out
+        (phi3, "L1H2"): 2 * phi3.d_model * phi3.d_head,  # W_Q and W_O: keys and values are shared, and no biases
+        (phi3, "L1N7"): 3 * phi3.d_model,  # gate, up, down
+        (phi3, "x2"): phi3.d_ffn,
+    }
+    for (model, unit), count in own.items():
+        found = slices(model, unit, direction=torch.full((model.d_model,), 5.0) if unit == "x2" else None)
+        assert sum(s.zeros(model).numel() for s in found) == count, (model.name, unit)
+        assert all(".1." in s.parameter for s in found), unit  # layer 1: block 1 writes x2
+        if unit == "x2":  # of unit length, whatever came in: a step of 1 moves the state by 1
+            assert all(s.direction.norm().item() == pytest.approx(1) for s in found)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
