@@ -141,6 +141,7 @@ def test_primitive_edits_are_their_formulas():
     torch.testing.assert_close(after(mi.mean("x1", v)), v.expand_as(x))
     assert (after(mi.zero("x1")) == 0).all()
     torch.testing.assert_close(after(mi.scale("x1", -3)), -3 * x)
+    torch.testing.assert_close(after(mi.scale("x1", v)), v * x)  # one factor for each entry
     torch.testing.assert_close(after(mi.mean("L2N7", 0.25), "L2N7"), torch.full((3, 7), 0.25))
     z = torch.randn(4, 8)
     torch.testing.assert_close(after(mi.mean("z1", z), "z1"), z.expand(3, 7, 4, 8))
