@@ -756,7 +756,7 @@ WEIGHTS = {
 }
 rows, passes, bands = {}, {}, []
 for behaviour in BEHAVIOURS:
-    task = installed_task(behaviour, n=8)
+    task = installed_task(behaviour, n=16)
     for name, method in {**METHODS, **WEIGHTS}.items():
         if name == "GradDrop":
             continue
