@@ -185,9 +185,13 @@ class Objective:
         """Documents in batches of similar length: (tokens, x^layer or None, the base's log-probabilities)."""
         ordered, found = sorted(documents, key=len), []
         for i in range(0, len(ordered), size):
-            sites = [] if self.layer is None else [f"x{self.layer}"]
-            cache = record(model, ordered[i : i + size], sites)
-            found.append((cache.batch, cache[sites[0]] if sites else None, cache.logits.log_softmax(-1)))
+            batch = model.tokenize(ordered[i : i + size])
+            if self.layer is None:
+                x, logits = None, model(batch)
+            else:
+                cache = record(model, batch, [f"x{self.layer}"])
+                x, logits = cache[f"x{self.layer}"], cache.logits
+            found.append((batch, x, logits.log_softmax(-1)))
         return found
 
 
