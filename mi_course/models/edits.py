@@ -6,7 +6,8 @@ from left to right, works in generation with the KV cache, and leaves nothing be
 `positions` says where an edit applies. Positions count real tokens of the prompt, whatever the padding:
     "all" | "prompt" | "last" (last prompt token) | "generated" (tokens after the prompt) | 3 | -1 | [0, 3]
     integer tensor [B] or [B, k] (own positions for each row) | bool tensor [B, T] over the columns of the batch
-For scores and pattern the position is that of the query.
+For scores and pattern the position is that of the query. A position in the site's own name ("x4@-1") goes before
+`positions`.
 """
 
 from collections.abc import Callable, Iterable, Mapping

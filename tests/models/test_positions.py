@@ -83,6 +83,13 @@ def test_positions_select_exactly_their_columns():
     assert torch.equal(mi.record(model, PROMPTS, "x1")["x1"], x)
 
 
+def test_the_position_of_a_site_goes_before_that_of_the_edit():
+    model = make("gpt2")
+    with mi.intervene(model, mi.zero(["x1@0", "x2"], positions="last")):
+        cache = mi.record(model, PROMPTS[:1], ["x1", "x2"])
+    assert [(cache[site] == 0).all(-1)[0].nonzero().flatten().tolist() for site in ("x1", "x2")] == [[0], [6]]
+
+
 def test_patching_one_position_takes_one_value_for_each_row():
     model = make("gpt2")
     value = mi.record(model, PROMPTS, "x1@0")["x1@0"]
