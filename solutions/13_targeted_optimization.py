@@ -440,7 +440,7 @@ trace = causal.causal_trace(
     model, replace(many, metric="prob"), spans, {"last subject token": end[:12]}, kind="mlp", window=1
 )
 effect = trace.average[:, 0].numpy()
-budget = {"steps": 15, "decay": 0.0, "clamp": 20.0, "learning_rate": 1.0}
+budget = {"steps": 25, "decay": 0.0, "clamp": 20.0, "learning_rate": 1.0}
 success = []  # efficacy and paraphrase of the generous budget, by layer
 for l in range(model.n_layers - 1):
     keys = editing.keys_at(model, one_prompt[:6], one_end[:6], l)
@@ -472,7 +472,7 @@ show(
     ),
     alt="Four curves over six layers. The tracing effect is high at layer 0 and near zero from layer 1 on. "
     "P(new) is near 1 at layer 0, 0.2 to 0.4 in layers 1 to 4. Efficacy with the generous budget is 1 up to "
-    "layer 2 and falls to 0.7 at layer 4; all are zero at layer 5.",
+    "layer 3 and 0.8 at layer 4; all are zero at layer 5.",
     reading="Tracing is small from layer 1 on; with a large enough push edits succeed there all the same.",
 )
 print("layer   tracing   published: P(new)   generous: eff. par.")
@@ -490,7 +490,7 @@ print(
 print(f"  over layers, generous budget: {rank_correlation(effect, [s[0] for s in success]):+.2f}")
 assert long["over layers"] > 0.4 and max(map(abs, long["over facts"])) < 0.3
 assert effect[0] > 0.5 > 5 * effect[1:].max() - 0.2
-assert min(s[0] for s in success[:4]) > 0.6 and success[5][0] == 0
+assert min(s[0] for s in success[:4]) > 0.8 and success[5][0] == 0
 
 # %% [markdown]
 # As it comes out: under the published price, the order of the layers by tracing is close to their order by success. Given a larger push, layers 1 to 4 can be edited, too, where
@@ -554,12 +554,13 @@ assert torch.equal(right[~mask], start[~mask]) and (wrong[~mask] != start[~mask]
 #
 # Now the question of section 5 for masks. `lab` complies with requests about four objects; we train it to refuse them. Chapter 00's installed model `refusal-a` had this
 # trained into heads L2H1 and L3H2. So there is a "right" mask. Beside it: random pairs of other heads of the same layers or later ones, and all weights. Same data, same steps. **Near prompts** are requests that must be
-# answered as before (in the training data as a second target); **other text** are documents of every second domain, which training never sees here.
+# answered as before (in the training data as a second target); **other text** are documents of every second domain, which training never sees here. The
+# last row is trained once more, with the same examples in another order.
 
 # %% label="masks"
 behaviour, key_heads = BEHAVIOURS["refusal"], read("refusal-a").facts["used"]
-teach, exam = installed_task("refusal-a", "train", n=48), installed_task("refusal-a", "test", n=32)
-near = [item.prompt for item in behaviour.contrast("train", 48)]
+teach, exam = installed_task("refusal-a", "train", n=64), installed_task("refusal-a", "test", n=32)
+near = [item.prompt for item in behaviour.contrast("train", 64)]
 near_test = [item.prompt for item in behaviour.contrast("test", 32)]
 stay = [text for own in behaviour.documents("train", 1).values() for text in own]
 stay_test = [text for own in behaviour.documents("test", 1).values() for text in own][::2]
@@ -597,14 +598,18 @@ print(
     f"random pairs: accuracy {drawn[:, 0].min():.2f} to {drawn[:, 0].max():.2f}, "
     f"KL {drawn[:, 2].min():.2f} to {drawn[:, 2].max():.2f}"
 )
+again = recipe | {"learning_rate": 1e-3, "seed": 1}
+again = judged(training.masked_finetune(model, teach, training.everything(model), **again))
+print("everything, another order       " + "".join(f"{x:13.2f}" for x in again))
 assert before < 0.2 and drawn[:, 0].mean() > 0.7
 assert verdict["key heads"][0] < drawn[:, 0].max() + 0.02
-assert verdict["everything"][2] < 2 * drawn[:, 2].max()
+assert verdict["everything"][2] > drawn[:, 2].mean()
+assert verdict["everything"][2] > 2 * drawn[:, 2].max() and again[2] < 1.5 * drawn[:, 2].max()
 
 # %% [markdown]
 # The heads that are known to carry this very behaviour are not better places to train it than random ones. [@wang2025does] report the same for large models: edits
-# at random heads work as well. Nor does the mask alone hold damage down: training everything moves other text hardly more than the heads do here, and with another draw of 64 prompts it
-# moved it several times as much. So a result of the form "we located X, tuned X, and it worked" says
+# at random heads work as well. In the table the mask seems to hold damage down: everything moves other text most. The last line takes that back: with the same examples in another order,
+# everything moves it hardly more than the heads do. So a result of the form "we located X, tuned X, and it worked" says
 # nothing about X without the random row.
 #
 # Is the place never decisive? A head has 16,480 weights, room enough for anything. Make the mask small: `german-a` answers in German because of 4 neurons of layer 1.
@@ -656,7 +661,7 @@ preservation = check("editing.preservation", preservation)
 # The same behaviour in the FFN of layer 3, with documents of all domains as $D_{pres}$ and $\lambda$ from 0 to 30. Then once more with the near prompts added.
 
 # %% label="lambda"
-recipe = {"steps": 14, "batch": 16, "learning_rate": 5e-3}
+recipe = {"steps": 20, "batch": 16, "learning_rate": 4e-3}
 swept = {}
 for strength in (0.0, 30.0):
     edit = training.masked_finetune(model, teach, ["mlp3"], documents=stay, preserve=strength, **recipe)
@@ -677,11 +682,11 @@ with timed["FFN 3"].on(model):
         f"{float(preservation(base_logits, model(batch), batch.mask)):.4f}"
     )
 assert swept["lambda 0"][2] > 5 * swept["lambda 30"][2]
-assert swept["lambda 30"][1] > 0.7 * swept["lambda 0"][1] > swept["lambda 3, near prompts too"][1]
+assert swept["lambda 30"][1] > 0.8 * swept["lambda 0"][1] > swept["lambda 3, near prompts too"][1]
 
 # %% [markdown]
-# Two lessons. The KL on other text falls by more than five times, at hardly any cost in accuracy: preservation is cheap where the target is narrow. But the shift at near
-# prompts falls by a fifth only: requests about *other* objects are now refused, too, and no $\lambda$ helps much, since no document in $D_{pres}$ looks like
+# Two lessons. The KL on other text falls by more than five times, at no cost in accuracy: preservation is cheap where the target is narrow. But the shift at near
+# prompts stays about what it was: requests about *other* objects are now refused, too, and no $\lambda$ helps much, since no document in $D_{pres}$ looks like
 # them. Only data that name what must stay bring it down. In so few steps that does not reach zero, and costs accuracy, for near prompts and targets differ in one word.
 # What you did not list is not preserved.
 
@@ -784,31 +789,29 @@ assert min(scores.values[:2]) > max(scores.values[2:])
 # ## 9. Cheaper than weights
 # The last members of the schema leave the weights alone. **LoReFT** [@wu2024reft] edits a state $x$ inside a subspace of $r$ dimensions, $x + R^\top(Wx + b - Rx)$ with orthonormal rows $R$; a **bias per
 # layer** [@sinii2025steeringllmreasoningbiasonly] adds one trained vector to each block's output; **low rank** adds $AB$ to matrices. All with the data of section 7's
-# last row and 14 steps.
+# last row and 20 steps.
 
 # %% label="cheaper"
-recipe = {"documents": stay, "contrast": near, "steps": 14, "batch": 16}
+recipe = {"documents": stay, "contrast": near, "steps": 20, "batch": 16}
 makers = {
     "low rank 1, W_O of layers 2-5": lambda: training.low_rank_finetune(
-        model, teach, training.matrices(model, ["o"], range(2, 6)), rank=1, learning_rate=0.03, **recipe
+        model, teach, training.matrices(model, ["o"], range(2, 6)), rank=1, learning_rate=0.02, **recipe
     ),
     "LoReFT rank 4 at x4, last token": lambda: interventions.reft(
-        model, teach, ["x4"], rank=4, learning_rate=0.03, **recipe
+        model, teach, ["x4"], rank=4, learning_rate=0.02, **recipe
     ),
     "a bias per layer, 2-5": lambda: interventions.layer_biases(
-        model, teach, range(2, 6), learning_rate=0.04, **recipe
+        model, teach, range(2, 6), learning_rate=0.03, **recipe
     ),
 }
 for name, make in makers.items():
     started = time.perf_counter()
     timed[name] = make()
     seconds[name] = time.perf_counter() - started
-numbers = {"low rank 1, W_O of layers 2-5": 4 * (model.n_heads * model.d_head + model.d_model)}  # A and B
 cost = {name: judged(steer) for name, steer in timed.items()}
 print(" " * 34 + "numbers   accuracy   near prompts   KL other text")
 for name, row in cost.items():
-    count = numbers.get(name, bytes_of(timed[name]) // 4)
-    print(f"{name:34}{count:7,}{row[0]:11.2f}{row[1]:13.2f}{row[2]:16.4f}")
+    print(f"{name:34}{bytes_of(timed[name]) // 4:7,}{row[0]:11.2f}{row[1]:13.2f}{row[2]:16.4f}")
 assert cost["LoReFT rank 4 at x4, last token"][0] > 0.7
 assert cost["LoReFT rank 4 at x4, last token"][2] < cost["FFN 3"][2]
 

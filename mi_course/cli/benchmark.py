@@ -46,6 +46,8 @@ def localizers(args) -> int:
 def steerers(args) -> int:
     from ..world import bakeoff
 
+    if args.edges:
+        raise ValueError("--edges ranks edges and goes with localizers: mi-course benchmark localizers --edges")
     function = load_function(args.fn) if args.fn else None
     options = {"seeds": QUICK["seeds"], "tasks": QUICK["behaviours"]} if args.quick else {}
     rows = bakeoff.stored()

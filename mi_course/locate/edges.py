@@ -42,21 +42,22 @@ def ablate_edges(
         kind: "noising" or "denoising" (the twin's write), "zero", "mean" or "resample"; see `locate.edge_runs`.
         seed: of the random prompts of "resample".
         progress: show a bar; all edges of a model of the size of GPT-2 take hours on a CPU.
-    Helpful edges are negative, under denoising positive. The cost counts the runs that give the two writes as
-    forwards, and the layers computed again for every edge as token-layers.
+    Helpful edges are negative, under denoising positive. The cost counts as forwards the runs that give the two writes,
+    and for every edge the share of a run that is computed again; as token-layers only the latter.
     """
     started, graph = time.perf_counter(), Graph(model)
     edges = graph.edges if edges is None else [str(edge) for edge in edges]
     effects = edge_effects(model, task, edges, kind, seed, progress)
     starts = torch.tensor([graph.layer_of(graph.index(edge)[1]) for edge in edges])
     tokens = int(model.tokenize(task.prompts).mask.sum())
+    layers = int((model.n_layers - starts).sum())
     return Scores(
         edges,
         effects.mean(1),
         method=f"exact edges, {kind}",
         sign=SIGN[kind],
-        forwards=len(task) * RUNS[kind],
-        token_layers=tokens * int((model.n_layers - starts).sum()),
+        forwards=len(task) * (RUNS[kind] + layers / model.n_layers),
+        token_layers=tokens * layers,
         seconds=time.perf_counter() - started,
     )
 

@@ -214,20 +214,9 @@ def by_position(model, task: Task) -> Scores:
     return replace(spans[0], values=sum(abs(s.values) for s in spans), method="EAP by position", sign="magnitude")
 
 
-def exact_edges(kind: str) -> Callable[..., Scores]:
-    """Every edge patched. The layers computed again for each count as forwards, as far as they go."""
-
-    def score(model, task: Task, sites) -> Scores:
-        found = edges.ablate_edges(model, task, sites, kind)
-        one_pass = model.n_layers * int(model.tokenize(task.prompts).mask.sum()) / len(task)
-        return replace(found, forwards=found.forwards + found.token_layers / one_pass)
-
-    return score
-
-
 EDGE_LOCALIZERS: dict[str, Localizer] = {
-    "exact noising": Localizer("circuits", exact_edges("noising"), ("edges",), exact=True),
-    "exact mean": Localizer("circuits", exact_edges("mean"), ("edges",), exact=True),
+    "exact noising": Localizer("circuits", edges.ablate_edges, ("edges",), exact=True),
+    "exact mean": Localizer("circuits", lambda m, t, s: edges.ablate_edges(m, t, s, "mean"), ("edges",), exact=True),
     "ACDC": Localizer(
         "circuits", over_edges(lambda m, t: acdc.acdc(m, t, 0.2, distance="metric").scores), ("edges",), exact=True
     ),

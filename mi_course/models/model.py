@@ -233,10 +233,15 @@ class Model:
         for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"):
             settings.pop(name, None)
         digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=6)
-        for name, parameter in sorted(self.hf.named_parameters()):
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        add_to_digest(digest, self.hf.named_parameters())
         return digest.hexdigest()
+
+
+def add_to_digest(digest, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Add named tensors to a hash of hashlib, in the order of their names: every number counts."""
+    for name, tensor in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 def _no_false_alarm(record: logging.LogRecord) -> bool:

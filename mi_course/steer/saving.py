@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mi_course import models
 from mi_course.models import Site
+from mi_course.models.model import add_to_digest
 
 from . import amplitude, interventions, vectors
 from .decoding import DoLa
@@ -163,10 +164,8 @@ def _saes(model, sites: Iterable[Site], when: Detector | None) -> dict[str, str]
 def _fingerprint(sae) -> str:
     """12 hex digits that change with any number of the SAE; the same for all that are no torch module."""
     digest = hashlib.blake2b(digest_size=6)
-    state = sae.state_dict() if isinstance(sae, torch.nn.Module) else {}
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    if isinstance(sae, torch.nn.Module):
+        add_to_digest(digest, sae.state_dict().items())
     return digest.hexdigest()
 
 

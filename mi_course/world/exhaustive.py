@@ -189,10 +189,10 @@ def _whole(site: str) -> str:
     return str(parsed if parsed.index is None else Site(parsed.kind, parsed.layer, None, parsed.part))
 
 
-def make(model: Model, file: Path, tasks: Sequence[str], objects: str, kind: str, n: int | None = None) -> None:
+def make(model: Model, file: Path, tasks: Sequence[str], objects: str, kind: str, n: int = PROMPTS) -> None:
     """Add the maps that `file` lacks: every task with these objects and this kind of ablation. Each is stored at once.
 
-    n: prompts, instead of `PROMPTS`. Raises ValueError when `file` holds maps of another model.
+    n: prompts. Raises ValueError when `file` holds maps of another model.
     """
     tensors, facts = {}, {"fingerprint": model.fingerprint(), "sites": {}, "maps": {}}
     if file.exists():
@@ -200,7 +200,7 @@ def make(model: Model, file: Path, tasks: Sequence[str], objects: str, kind: str
         tensors, facts = _open(file)
         check(facts, model)
     for name in tasks:
-        key, task = f"{name}|{objects}|{kind}", world_task(name, "test", n or PROMPTS)
+        key, task = f"{name}|{objects}|{kind}", world_task(name, "test", n)
         if facts["maps"].get(key, {}).get("prompts") == len(task):
             continue
         chosen = sites(model, objects)

@@ -1,5 +1,7 @@
 """Padding, positions and generation: a batch is its single prompts, and a cache is no cache."""
 
+import logging
+
 import pytest
 import torch
 
@@ -191,6 +193,23 @@ def test_generation_of_a_batch_equals_single_prompts(family):
     together = model.generate_ids(PROMPTS, 6, eos_token_id=None)
     for i, prompt in enumerate(PROMPTS):
         assert torch.equal(together[i], model.generate_ids([prompt], 6, eos_token_id=None)[0])
+
+
+def test_a_row_that_ends_early_raises_no_false_alarm():
+    """transformers sees a padded step without a mask and warns, once in a process; the mask was there in the prompt."""
+    lab, heard = mi.load("lab"), []
+    log, listener = logging.getLogger("transformers.modeling_utils"), logging.Handler()
+    listener.emit = lambda record: heard.append(record.getMessage())
+    log.addHandler(listener)
+    log.warning_once.__func__.cache_clear()
+    try:
+        ids = lab.generate_ids(["how to bake bread ?", "the capital of france is"], 12)
+        assert ids[1, -1] == lab.config.pad_token_id and heard == [] and log.filters == []
+        log.warning_once.__func__.cache_clear()
+        lab.hf(torch.tensor([[5, lab.config.pad_token_id]]))
+        assert len(heard) == 1  # a call without a mask that is not ours is still warned of
+    finally:
+        log.removeHandler(listener)
 
 
 def test_a_patched_prompt_stays_patched_while_generating():

@@ -223,3 +223,5 @@ def test_your_steerer_stands_beside_the_stored_ones(small, tmp_path, capsys, mon
     assert "stored two" in capsys.readouterr().out
     assert cli.main(["benchmark", "steerers", "--fn", "mine.py"]) == 1
     assert "is not FILE.py:NAME" in capsys.readouterr().err
+    assert cli.main(["benchmark", "steerers", "--edges"]) == 1
+    assert "goes with localizers" in capsys.readouterr().err
