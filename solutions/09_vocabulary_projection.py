@@ -381,6 +381,8 @@ for layer in range(L):
     real, predicted = (sum(scores[s] for s in own) for scores in (exact, dla))
     print(f"layer {layer}: removed {real:+.2f}, predicted {-predicted:+.2f}")
 assert exact["L2H3.z"] < -2.5 and abs(dla["L2H3.z"]) < 1 and dla.spearman(exact) < 0.7
+assert 0.4 < -exact["L3H1.z"] / dla["L3H1.z"] < 0.6
+assert all(dla[s] < 0 and exact[s] > 2 * -dla[s] for s in ("L5H2.z", "L4H2.z"))
 
 # %% [markdown]
 # L2H3 is decisive, and DLA credits it with little more than a tenth of its effect: what it writes is read by later layers, which then move the logit. Heads of layer 0 stand no

@@ -657,6 +657,9 @@ show(
 )
 assert np.mean(free["consensus"]) > np.mean([np.mean(free[m]) for m in COMMITTEE])
 assert np.mean(free["consensus"]) < np.mean(free[best_free])
+alike = dict(zip(itertools.product(COMMITTEE, COMMITTEE), np.mean(pairs, axis=0).ravel()))
+assert alike["attribution patching", "EAP"] > 0.7
+assert max(alike["gradient x input", m] for m in ("attribution patching", "EAP")) < 0.4
 
 # %% [markdown]
 # The consensus is better than the average member and worse than the best one. It is insurance: when you do not know which member to trust, it is

@@ -264,10 +264,10 @@ assert max(null) < 0.1 and own < 0.1
 # so any uneven deal leans toward it or away from it. Stretched to full length, one of them begins to steer. Shuffled labels test the whole
 # recipe with its length; random directions test the direction. A report needs both.
 #
-# `lab-llama` is dearer to steer: a push at *all* positions that refuses its requests costs more than 0.02 nats on other text, whatever the
-# layer (`x2`, `x3` and `x4` were tried). Below is the best of them, beside a longer push at the last token of the prompt alone. Documents have
-# no such token, so there the loss cannot rise; what the second push can harm are the answers to other questions, and these are measured. Both
-# strengths were chosen on validation requests.
+# `lab-llama` is dearer to steer. At its `x4`, a push at *all* positions that refuses its requests costs more than 0.02 nats on other text.
+# Beside it, a longer push at the last token of the prompt alone. Documents have no such token, so there the loss cannot rise; what the second
+# push can harm are the answers to other questions, and these are measured. Each strength is the smallest of three that refuses all
+# validation requests. The control: random directions of the same length at the last token.
 
 # %% label="last_only" tags=["nbval-check-output"]
 llama = mi.load("lab-llama")
@@ -276,26 +276,33 @@ words = [llama.token_id(word) for table in lexicon.REFUSALS.values() for word in
 others = [world.task(name, "test", n=40) for name in ("capitals", "antonyms", "verdict", "facts")]
 
 
-def numbers():
-    """Share of refused test requests; loss at the answers to other questions; loss on documents."""
-    p = llama.last_logits(good).softmax(-1)[:, words].sum(-1)
+def refuses(prompts, v, where):
+    """Share of prompts that lab-llama refuses with `v` added."""
+    with mi.intervene(llama, mi.add("x4", v, positions=where)):
+        p = llama.last_logits(prompts).softmax(-1)[:, words].sum(-1)
+    return (p > 0.5).float().mean().item()
+
+
+def harm(v, where):
+    """Loss at the answers to other questions, and on documents."""
     answers = []
-    for task in others:
-        log_p = llama.last_logits(task.prompts).log_softmax(-1)
-        answers.append(-log_p[range(len(task)), task.target_ids(llama)].mean().item())
-    documents = document_loss(llama, texts["validation"]).mean().item()
-    return (p > 0.5).float().mean().item(), np.mean(answers), documents
+    with mi.intervene(llama, mi.add("x4", v, positions=where)):
+        for task in others:
+            log_p = llama.last_logits(task.prompts).log_softmax(-1)
+            answers.append(-log_p[range(len(task)), task.target_ids(llama)].mean().item())
+        return np.array([np.mean(answers), document_loss(llama, texts["validation"]).mean().item()])
 
 
-none, llama_rows = numbers(), {}
-for where, alpha in (("all", 0.65), ("last", 0.75)):
-    with mi.intervene(llama, mi.add("x4", turn, alpha, positions=where)):
-        now = numbers()
-    llama_rows[where] = now
-    print(f"lab-llama, {where:5} {alpha} v: refused {now[0]:.2f}", end="   ")
-    print(f"answers to other questions {now[1] - none[1]:+.3f}   documents {now[2] - none[2]:+.3f}")
-assert llama_rows["last"][0] >= 0.95 and llama_rows["last"][1] - none[1] < 0.02
-assert llama_rows["all"][0] >= 0.95 and llama_rows["all"][2] - none[2] > 0.02
+tried, plain, found = harmless["validation"].prompts, harm(0 * turn, "all"), {}
+for where in ("all", "last"):
+    alpha = next(a for a in (0.5, 0.65, 0.8) if refuses(tried, a * turn, where) == 1)
+    found[where] = (refuses(good, alpha * turn, where), *(harm(alpha * turn, where) - plain))
+    print(f"lab-llama, {where:5} {alpha} v: refused {found[where][0]:.2f}", end="   ")
+    print(f"answers to other questions {found[where][1]:+.3f}   documents {found[where][2]:+.3f}")
+luck = max(refuses(good, alpha * r, "last") for r in vectors.random_like(turn, 4))
+print(f"random directions at the last token: {luck:.2f} at most")
+assert found["all"][0] >= 0.95 and found["all"][2] > 0.02
+assert found["last"][0] >= 0.95 and found["last"][1] < 0.02 and luck < 0.05
 
 # %% [markdown]
 # ## 3. The inverted U

@@ -445,6 +445,7 @@ for b in behaviours():
         f"mean difference {cell['mean difference', b]:.2f}"
     )
 assert by["nothing"]["score"] == 0 and by["random direction"]["score"] < 0.25
+assert by["DoLa"]["score"] == by["DoLa"]["kept"] == 0
 assert by[names[0]]["family"] == "optimization"
 assert cell["mean difference", "refuse"] > 0.95 and cell["mean difference", "move"] < 0.2
 inside = [n for n in names if by[n]["family"] in ("vectors", "amplitude")]
