@@ -293,10 +293,10 @@ def harm(v, where):
         return np.array([np.mean(answers), document_loss(llama, texts["validation"]).mean().item()])
 
 
-tried, plain, found = harmless["validation"].prompts, harm(0 * turn, "all"), {}
+tried, unsteered, found = harmless["validation"].prompts, harm(0 * turn, "all"), {}
 for where in ("all", "last"):
     alpha = next(a for a in (0.5, 0.65, 0.8) if refuses(tried, a * turn, where) == 1)
-    found[where] = (refuses(good, alpha * turn, where), *(harm(alpha * turn, where) - plain))
+    found[where] = (refuses(good, alpha * turn, where), *(harm(alpha * turn, where) - unsteered))
     print(f"lab-llama, {where:5} {alpha} v: refused {found[where][0]:.2f}", end="   ")
     print(f"answers to other questions {found[where][1]:+.3f}   documents {found[where][2]:+.3f}")
 luck = max(refuses(good, alpha * r, "last") for r in vectors.random_like(turn, 4))
